@@ -1,0 +1,133 @@
+"""Settings: frozen dataclasses, one for each command, and the only reader of argv and environment.
+
+A field made with `option` is at once a command line option (`--max-queue`), an environment variable (`PROMPTGEN_MAX_QUEUE`)
+and a line of the settings printed at start. The command line goes over the environment, the environment over the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from promptgen.errors import UsageError
+
+ENVIRONMENT_PREFIX = "PROMPTGEN_"
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "final_model"
+
+Settings = TypeVar("Settings")
+
+
+def option(default: Any, help: str, *, secret: bool = False, choices: tuple[str, ...] | None = None, positional: bool = False) -> Any:
+    """A settings field. A tuple default makes it repeatable; `secret` ones come from the environment alone and are masked."""
+    return field(default=default, metadata={"help": help, "secret": secret, "choices": choices, "positional": positional})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What one engine may use."""
+
+    model: Path = option(DEFAULT_MODEL, "model folder (config.json, model.safetensors, its vocabulary)")
+    max_rows: int = option(128, "sequences decoded at once; the cache holds one slot for each")
+    max_queue: int = option(256, "requests that may wait; more are refused with 503")
+    threads: int = option(0, "torch threads, 0: all cores")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings(EngineSettings):
+    """`promptgen serve` and web.py."""
+
+    host: str = option("127.0.0.1", "address to bind")
+    port: int = option(5005, "port to bind")
+    cors_origin: tuple[str, ...] = option((), "origin that may call, repeatable; without it any may, without credentials")
+    cors_credentials: bool = option(False, "allow credentials; only with listed origins")
+    allowed_host: tuple[str, ...] = option((), "further Host header that is answered, repeatable")
+    api_keys: str = option("", "keys that callers must send, separated by commas (environment only)", secret=True)
+    api_key_file: Path | None = option(None, "file with one key a line")
+    body_timeout_s: float = option(10.0, "a request body must have arrived after this many seconds")
+    request_timeout_s: float = option(60.0, "no first token after this many seconds is a 504")
+    drain_timeout_s: float = option(30.0, "running work may go on for this long after SIGTERM")
+    log_json: bool = option(False, "one JSON object a line on stderr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateSettings(EngineSettings):
+    """`promptgen generate`."""
+
+    prompt: str | None = option(None, "the beginning of the prompt; without it a REPL", positional=True)
+    samples: int = option(5, "candidates (-n)")
+    maxlength: int = option(50, "new tokens for each candidate")
+    temperature: float = option(1.0, "0 is greedy")
+    top_k: int = option(30, "draw from the k likeliest, 0 is off")
+    top_p: float = option(0.0, "draw from the smallest set with this probability, 0 is off")
+    repetition_penalty: float = option(1.0, "over 1: words that stand there already become less likely")
+    seed: int | None = option(None, "same seed, same text")
+    input: Path | None = option(None, "file with one context a line")
+    output: Path | None = option(None, "JSONL file for --input; continued where it stopped")
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
+    """One option for each field of the settings class. Defaults stay out, so that the environment can stand in."""
+    hints = get_type_hints(settings)
+    for f in fields(settings):
+        if f.metadata.get("secret"):
+            continue
+        text = f.metadata["help"] + ("" if f.default in (None, (), False, dataclasses.MISSING) else f" (default {f.default})")
+        name = "--" + f.name.replace("_", "-")
+        names = [name] if f.name != "samples" else [name, "-n"]
+        if f.metadata["positional"]:
+            parser.add_argument(f.name, nargs="?", default=None, help=text)
+        elif hints[f.name] is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif get_origin(hints[f.name]) is tuple:
+            parser.add_argument(name, action="append", default=None, metavar="VALUE", help=text)
+        else:
+            parser.add_argument(*names, default=None, metavar=_kind(hints[f.name]).__name__.upper(), choices=f.metadata["choices"], help=text)
+
+
+def read_settings(settings: type[Settings], arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Builds the settings. Raises UsageError naming the option or variable whose value does not fit."""
+    hints = get_type_hints(settings)
+    values: dict[str, Any] = {}
+    for f in fields(settings):  # type: ignore[arg-type]
+        variable = ENVIRONMENT_PREFIX + f.name.upper()
+        given = arguments.get(f.name)
+        source = "--" + f.name.replace("_", "-")
+        if given is None and variable in environ:
+            given, source = environ[variable], variable
+            if get_origin(hints[f.name]) is tuple:
+                given = [part.strip() for part in environ[variable].split(",") if part.strip()]
+        if given is not None:
+            values[f.name] = _convert(given, hints[f.name], source)
+    return settings(**values)
+
+
+def describe(settings: Any) -> dict[str, str]:
+    """All settings as text, secrets masked: what is printed at start."""
+    return {f.name: "***" if f.metadata.get("secret") and getattr(settings, f.name) else str(getattr(settings, f.name)) for f in fields(settings)}
+
+
+def _kind(hint: Any) -> Callable[[str], Any]:
+    """int of `int | None`, str of `tuple[str, ...]`, and so on."""
+    if hint in (int, float, str, bool, Path):
+        return hint  # type: ignore[no-any-return]
+    return next(_kind(part) for part in get_args(hint) if part is not type(None))
+
+
+def _convert(given: Any, hint: Any, source: str) -> Any:
+    if get_origin(hint) is tuple:
+        return tuple(map(_kind(hint), given))
+    kind = _kind(hint)
+    if kind is bool:
+        if isinstance(given, bool):
+            return given
+        if given.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+            return given.lower() in ("1", "true", "yes", "on")
+        raise UsageError(f"{source}: {given!r} is neither true nor false")
+    try:
+        return kind(given)
+    except ValueError as fault:
+        raise UsageError(f"{source}: {given!r} is not a valid {kind.__name__}") from fault

@@ -1,0 +1,93 @@
+"""Every error this package raises on purpose, in one tree.
+
+    PromptgenError
+    ├── UsageError           the caller asked for something impossible          exit 2
+    ├── FileFault            a model, vocabulary, config or corpus is unusable  exit 3
+    ├── NumericalFailure     training diverged                                  exit 4
+    ├── DiskFault            a file could not be written                        exit 5
+    └── RequestError         one request cannot be answered                     an HTTP status, see server/handlers.py
+        ├── InvalidRequest          a field is wrong; `param` names it
+        │   └── ContextLengthExceeded   prompt + new tokens do not fit the window
+        ├── Overloaded              no room now; ask again after `retry_after_s`
+        ├── DeadlineExceeded        no token came before the deadline
+        └── EngineFailure           the engine failed on this request
+
+The exit codes are the command line's promise; `exit_code` carries them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PromptgenError(Exception):
+    """Base of all errors that promptgen raises on purpose."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class UsageError(PromptgenError):
+    exit_code = 2
+
+
+class FileFault(PromptgenError):
+    """A file cannot be used. The message names the file and the fault in one line."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, fault: str) -> None:
+        super().__init__(f"{path}: {fault}")
+        self.path = str(path)
+        self.fault = fault
+
+
+class NumericalFailure(PromptgenError):
+    exit_code = 4
+
+
+class DiskFault(PromptgenError):
+    exit_code = 5
+
+
+class RequestError(PromptgenError):
+    """One request cannot be answered.
+
+    `code` is a stable machine-readable word, `param` the request field at fault (wire name) or None.
+    """
+
+    code: str = "request_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, num_prompt_tokens: int, num_new_tokens: int, max_window: int) -> None:
+        super().__init__(
+            f"the context takes {num_prompt_tokens} tokens and maxlength asks for {num_new_tokens} more, "
+            f"but this model's window holds {max_window}; shorten the context or lower maxlength",
+            param="context",
+        )
+
+
+class Overloaded(RequestError):
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(RequestError):
+    code = "deadline_exceeded"
+
+
+class EngineFailure(RequestError):
+    code = "engine_failure"

@@ -1,0 +1,287 @@
+"""Text becomes ids: `load_tokenizer(folder)` gives the tokenizer a model folder holds.
+
+    vocab.txt                            BertWordTokenizer: word vocabularies and bert-base-chinese style character ones
+    tokenizer.json, or
+    vocab.json + merges.txt              BytePairTokenizer: GPT-2's byte-level BPE
+
+Counting, training and answering share these, so they cannot disagree on where a word ends.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from math import log
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+
+from promptgen.errors import FileFault
+from promptgen.text.detokenize import TextJoiner
+from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
+from promptgen.text.words import Kind, clean, runs
+
+MAX_SPACED_RUN = 100  # a longer run of letters (not language, base64 say) is one [UNK], as in BERT
+_UNKNOWN_COST = 40.0  # of one character that the vocabulary lacks; dearer than any word
+_BULK_CHUNK = 2000  # texts a worker takes at a time
+
+
+class Detokenizer(Protocol):
+    """Turns the ids of one candidate into text as they come. `push` and `finish` return what can be shown now."""
+
+    def push(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What generation and training ask of a vocabulary."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def begin_id(self) -> int: ...
+    @property
+    def end_id(self) -> int: ...
+    @property
+    def banned_ids(self) -> tuple[int, ...]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def detokenizer(self, prompt: str) -> Detokenizer: ...
+
+
+class BertWordTokenizer:
+    """Words of a vocabulary, BERT's clean-up, WordPiece for letters, the likeliest split for Chinese.
+
+    `begin_id` starts a document ([MASK]), `end_id` ends one ([CLS]), `separator_id` ends a line or a turn ([SEP]).
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        ids = vocabulary.ids
+        self.begin_id, self.end_id, self.separator_id = ids["[MASK]"], ids["[CLS]"], ids["[SEP]"]
+        self.unknown_id, self.pad_id = ids["[UNK]"], ids["[PAD]"]
+        self.banned_ids: tuple[int, ...] = (self.unknown_id, self.pad_id, self.begin_id)
+        self.glue_digits = "##0" not in ids
+        # Zipf: the word of rank r has probability ~ 1/r, so -log p ~ log r.
+        self._cost = {token: log(rank + 2) for token, rank in ids.items() if not token.startswith("##")}
+        self._max_word = max(map(len, self._cost))
+
+    @property
+    def size(self) -> int:
+        return len(self.vocabulary)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text, after clean-up. Special tokens standing in it are kept whole."""
+        tokens: list[str] = []
+        for kind, run in runs(clean(text)):
+            if kind is Kind.DENSE:
+                tokens += self._split_dense(run)
+            elif kind is Kind.SPACED:
+                tokens += self._split_spaced(run)
+            else:
+                tokens.append(run if run in self.vocabulary.ids else "[UNK]")
+        return tokens
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.vocabulary.ids
+        return [ids[token] for token in self.tokenize(text)]
+
+    def encode_many(self, texts: Sequence[str], processes: int | None = None) -> Iterator[list[int]]:
+        """`encode` of each text, in order, on all cores when there are enough of them to pay for the processes."""
+        processes = processes or cpu_count() or 1
+        if processes == 1 or len(texts) < 2 * _BULK_CHUNK:
+            yield from map(self.encode, texts)
+            return
+        context = get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(self.vocabulary.tokens,)) as pool:
+            yield from pool.map(_encode_in_worker, texts, chunksize=_BULK_CHUNK)
+
+    def convert(self, ids: Sequence[int]) -> list[str]:
+        return [self.vocabulary.tokens[i] for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        joiner = TextJoiner(glue_digits=self.glue_digits)
+        return "".join(map(joiner.push, self.convert(ids)))
+
+    def detokenizer(self, prompt: str) -> Detokenizer:
+        return _WordDetokenizer(self, prompt)
+
+    def _split_dense(self, run: str) -> list[str]:
+        """The split of the least cost (Viterbi over the vocabulary's words), one [UNK] for each character it lacks."""
+        best: list[float] = [0.0]
+        start: list[int] = [0]
+        cost = self._cost
+        for end in range(1, len(run) + 1):
+            least, least_start = best[end - 1] + _UNKNOWN_COST, end - 1
+            for begin in range(max(0, end - self._max_word), end):
+                word_cost = cost.get(run[begin:end])
+                if word_cost is not None and best[begin] + word_cost < least:
+                    least, least_start = best[begin] + word_cost, begin
+            best.append(least)
+            start.append(least_start)
+        words: list[str] = []
+        end = len(run)
+        while end:
+            word = run[start[end] : end]
+            words.append(word if word in cost else "[UNK]")
+            end = start[end]
+        return words[::-1]
+
+    def _split_spaced(self, run: str) -> list[str]:
+        """WordPiece, greedy longest match; digits and inner marks one by one."""
+        if len(run) > MAX_SPACED_RUN:
+            return ["[UNK]"]
+        if run in self._cost and run.isalpha():
+            return [run]
+        pieces: list[str] = []
+        begin = 0
+        glued = False
+        while begin < len(run):
+            end, piece = self._longest_piece(run, begin, glued)
+            pieces.append(piece)
+            # A vocabulary without "##." has "web.py" as three words: nothing is glued to a bare mark.
+            glued = piece.startswith("##") or run[end - 1].isalnum()
+            begin = end
+        return pieces
+
+    def _longest_piece(self, run: str, begin: int, glued: bool) -> tuple[int, str]:
+        ids = self.vocabulary.ids
+        char = run[begin]
+        limit = begin + 1
+        if char.isalpha():
+            while limit < len(run) and run[limit].isalpha():
+                limit += 1
+        for end in range(limit, begin, -1):
+            piece = "##" + run[begin:end] if glued else run[begin:end]
+            if piece in ids:
+                return end, piece
+        return begin + 1, char if char in ids else "[UNK]"
+
+
+class _WordDetokenizer:
+    def __init__(self, tokenizer: BertWordTokenizer, prompt: str) -> None:
+        self._tokens = tokenizer.vocabulary.tokens
+        self._joiner = TextJoiner(
+            # The last few tokens decide about a space; more need not be looked at.
+            after=tokenizer.tokenize(prompt[-200:]),
+            ends_with_space=prompt[-1:].isspace(),
+            glue_digits=tokenizer.glue_digits,
+        )
+
+    def push(self, token_id: int) -> str:
+        return self._joiner.push(self._tokens[token_id])
+
+    def finish(self) -> str:
+        return ""
+
+
+class BytePairTokenizer:
+    """GPT-2's byte-level BPE, read by the `tokenizers` library. Its one special token begins and ends documents."""
+
+    def __init__(self, folder: Path) -> None:
+        whole = folder / "tokenizer.json"
+        self._inner = _load_tokenizer_json(whole) if whole.exists() else _load_bpe_pair(folder / "vocab.json", folder / "merges.txt")
+        end = next((i for name in ("<|endoftext|>", "</s>", "<|end_of_text|>") if (i := self._inner.token_to_id(name)) is not None), None)
+        if end is None:
+            raise FileFault(folder, "the BPE vocabulary has no <|endoftext|> token to end a document")
+        self.begin_id = self.end_id = end
+        added: dict[int, tokenizers.AddedToken] = self._inner.get_added_tokens_decoder()
+        self.banned_ids: tuple[int, ...] = tuple(sorted(i for i, token in added.items() if token.special and i != end))
+
+    @property
+    def size(self) -> int:
+        return int(self._inner.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """`encode` of each text, in order; the library uses all cores."""
+        for begin in range(0, len(texts), _BULK_CHUNK):
+            for encoding in self._inner.encode_batch(list(texts[begin : begin + _BULK_CHUNK]), add_special_tokens=False):
+                yield list(encoding.ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._inner.decode(list(ids), skip_special_tokens=True))
+
+    def detokenizer(self, prompt: str) -> Detokenizer:
+        return _ByteDetokenizer(self._inner)
+
+
+class _ByteDetokenizer:
+    """Gives out whole characters only: a token may end within one."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        self._inner = inner
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        token = self._inner.id_to_token(token_id) or ""
+        return self._utf8.decode(bytes(_BYTE_OF[c] for c in token if c in _BYTE_OF))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+def _bytes_of_gpt2() -> dict[str, int]:
+    """GPT-2's reversible map of bytes to printable characters (encoder.py of openai/gpt-2), inverted."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(rest)}
+
+
+_BYTE_OF = _bytes_of_gpt2()
+
+
+def _load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as fault:  # the library raises bare Exception
+        raise FileFault(path, f"is not a tokenizer.json: {fault}") from fault
+    if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
+        raise FileFault(path, "is not byte-level BPE; other kinds are not served yet")
+    return inner
+
+
+def _load_bpe_pair(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
+    try:
+        ids = json.loads(vocab.read_text(encoding="utf-8"))
+        lines = [line for line in merges.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#version")]
+        pairs = [(left, right) for left, right in (line.split(" ") for line in lines)]
+        inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=pairs))
+    except OSError as fault:
+        raise FileFault(fault.filename, f"cannot be read: {fault.strerror}") from fault
+    except Exception as fault:  # bad JSON, bad pairs, or the library's bare Exception
+        raise FileFault(vocab.parent, f"vocab.json and merges.txt are not a byte-level BPE: {fault}") from fault
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(["<|endoftext|>"])
+    return inner
+
+
+def load_tokenizer(folder: Path | str) -> BertWordTokenizer | BytePairTokenizer:
+    """The tokenizer of a model or vocabulary folder. Raises FileFault naming the file at fault."""
+    folder = Path(folder)
+    if (folder / VOCABULARY_FILE).exists():
+        return BertWordTokenizer(Vocabulary.load(folder / VOCABULARY_FILE))
+    if (folder / "tokenizer.json").exists() or ((folder / "vocab.json").exists() and (folder / "merges.txt").exists()):
+        return BytePairTokenizer(folder)
+    raise FileFault(folder, "holds no vocabulary: vocab.txt, tokenizer.json, or vocab.json with merges.txt")
+
+
+_worker: BertWordTokenizer | None = None  # one per worker process of encode_many, set by its initializer
+
+
+def _start_worker(tokens: tuple[str, ...]) -> None:
+    global _worker
+    _worker = BertWordTokenizer(Vocabulary.of(tokens))
+
+
+def _encode_in_worker(text: str) -> list[int]:
+    assert _worker is not None
+    return _worker.encode(text)

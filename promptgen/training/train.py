@@ -1,0 +1,252 @@
+"""Trains a GPT-2 on a prepared corpus: `promptgen train DATA --out MODEL`.
+
+The loop is here in full: packed rows, attention within documents, AdamW with decay on matrices only, warm-up then cosine, clipping, bf16 where
+the machine multiplies in it. The model is transformers' own GPT2LMHeadModel and is saved in its layout, in
+float16 to halve its size; what is evaluated is what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from promptgen.errors import FileFault, NumericalFailure, UsageError
+from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
+from promptgen.training.dataset import IGNORED, Batch, TokenFile, batches, file_sha256, load_part
+from promptgen.training.loss import linear_cross_entropy
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything a training run depends on beside its data. `layers`, `width`, `heads` and `window` shape the model."""
+
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    window: int = 256
+    dropout: float = 0.0
+    epochs: float = 3.0
+    row_length: int = 128
+    rows_per_step: int = 48
+    learning_rate: float = 2e-3
+    warmup_share: float = 0.02
+    final_learning_rate_share: float = 0.02
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    shifted_share: float = 0.1
+    validations: int = 8  # over the whole run
+    seed: int = 0
+
+    def gpt2(self, vocabulary: Vocabulary) -> GPT2Config:
+        return GPT2Config(
+            vocab_size=len(vocabulary),
+            n_positions=self.window,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            resid_pdrop=self.dropout,
+            embd_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
+            bos_token_id=vocabulary.ids["[MASK]"],
+            eos_token_id=vocabulary.ids["[CLS]"],
+            pad_token_id=vocabulary.ids["[PAD]"],
+        )
+
+
+def attention_mask(segments: Tensor) -> Tensor:
+    """[rows, 1, T, T] of bool from segments [rows, T]: causal, within one document; padding sees itself, so that no row is empty."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    return (same & causal)[:, None]
+
+
+def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> tuple[Tensor, int]:
+    """Summed cross-entropy of a batch (nats) and the number of tokens it is over."""
+    hidden = model.transformer(
+        input_ids=torch.from_numpy(batch.tokens),
+        position_ids=torch.from_numpy(batch.positions),
+        attention_mask=attention_mask(torch.from_numpy(batch.segments)),
+        use_cache=False,
+    ).last_hidden_state
+    labels = torch.from_numpy(batch.labels)
+    wanted = labels != IGNORED
+    return linear_cross_entropy(hidden[wanted], model.lm_head.weight, labels[wanted]), int(wanted.sum())
+
+
+@torch.no_grad()
+def evaluate(model: GPT2LMHeadModel, part: TokenFile, row_length: int, max_documents: int | None = None) -> tuple[float, int]:
+    """Mean loss per token (nats) over a part, and the number of tokens."""
+    if max_documents is not None and len(part) > max_documents:
+        part = TokenFile(part.tokens, part.offsets[: max_documents + 1])
+    total, count = 0.0, 0
+    model.eval()
+    for batch in batches(part, row_length, 32):
+        loss, num_tokens = batch_loss(model, batch)
+        total, count = total + float(loss), count + num_tokens
+    model.train()
+    return (total / count if count else math.nan), count
+
+
+def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = None) -> dict[str, Any]:
+    """Trains and writes `out` (model, vocab.txt, eval.json, metrics.jsonl). Returns the figures of eval.json.
+
+    Raises FileFault for data or a start model that do not fit, NumericalFailure when the loss is no longer a number.
+    """
+    train_part, valid_part = load_part(data, "train"), load_part(data, "valid")
+    vocabulary = Vocabulary.load(data / VOCABULARY_FILE)
+    model = _make_model(config, vocabulary, data, start_from)
+    steps_per_epoch = math.ceil(len(train_part.tokens) / (config.row_length * config.rows_per_step))
+    num_steps = max(1, round(config.epochs * steps_per_epoch))
+    optimizer = _optimizer(model, config)
+    bf16 = _multiplies_bf16()
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    trained_tokens = 0
+    smooth = math.nan
+    model.train()
+    with (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics, tqdm(total=num_steps, desc="train", unit=" steps", disable=None) as bar:
+        for step, batch in enumerate(_endless(train_part, config)):
+            if step == num_steps:
+                break
+            rate = learning_rate(step, num_steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss, num_tokens = batch_loss(model, batch)
+                loss = loss / num_tokens
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise NumericalFailure(f"the loss is {value} at step {step}; try a lower --learning-rate (now {config.learning_rate:g})")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            trained_tokens += num_tokens
+            smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
+            bar.update()
+            if (step + 1) % max(1, num_steps // 200) == 0 or step + 1 == num_steps:
+                elapsed_s = time.perf_counter() - started
+                record = {"step": step + 1, "of": num_steps, "loss": round(smooth, 4), "lr": rate, "tokens_per_s": round(trained_tokens / elapsed_s), "elapsed_s": round(elapsed_s, 1)}
+                if (step + 1) % max(1, num_steps // config.validations) == 0 and len(valid_part):
+                    record["valid_loss"] = round(evaluate(model, valid_part, config.row_length, max_documents=4000)[0], 4)
+                    save_model(model, out, vocabulary)
+                metrics.write(json.dumps(record) + "\n")
+                metrics.flush()
+                bar.set_postfix(loss=f"{smooth:.3f}", valid=record.get("valid_loss", ""))
+                if bar.disable:
+                    print(json.dumps(record), flush=True)
+    save_model(model, out, vocabulary)
+    figures = {"training": asdict(config) | {"steps": num_steps, "tokens": trained_tokens, "seconds": round(time.perf_counter() - started), "bf16": bf16}}
+    return write_eval(out, data, config.row_length, figures)
+
+
+def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine down to a small share of the peak."""
+    warmup = max(1, int(config.warmup_share * num_steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    low = config.final_learning_rate_share
+    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def save_model(model: GPT2LMHeadModel, out: Path, vocabulary: Vocabulary) -> None:
+    """Writes config.json, generation_config.json, model.safetensors (float16, the tied head left out) and vocab.txt."""
+    config = model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    names = [n for n in model.state_dict() if n != "lm_head.weight" and not n.endswith((".attn.bias", ".attn.masked_bias"))]
+    weights = {n: model.state_dict()[n].detach().to(torch.float16).contiguous() for n in names}
+    if not all(torch.isfinite(w).all() for w in weights.values()):
+        raise NumericalFailure("a weight is not finite in float16; nothing was saved")
+    partial = out / "model.safetensors.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.replace(out / "model.safetensors")
+    vocabulary.save(out / VOCABULARY_FILE)
+
+
+def write_eval(model_folder: Path, data: Path, row_length: int, figures: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measures the saved model on the held-out part and writes eval.json beside it: loss and perplexity, per token and per character."""
+    model = GPT2LMHeadModel.from_pretrained(model_folder, dtype=torch.float32)
+    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
+    valid = load_part(data, "valid")
+    counts = meta["counts"]
+    loss, num_tokens = evaluate(model, valid, row_length)
+    unknown = counts.get("unknown_tokens", 0) / max(1, counts["tokens"])
+    per_character = loss * num_tokens / max(1, counts.get("valid_characters", 0))
+    report = {
+        "held_out": {
+            "documents": len(valid),
+            "tokens": num_tokens,
+            "characters": counts.get("valid_characters", 0),
+            "loss_per_token": round(loss, 4),
+            "perplexity_per_token": round(math.exp(loss), 3),
+            "loss_per_character": round(per_character, 4),
+            "perplexity_per_character": round(math.exp(per_character), 3),
+        },
+        "unknown_token_share": round(unknown, 8),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_bytes": (model_folder / "model.safetensors").stat().st_size,
+        "vocabulary": {"tokens": model.config.vocab_size, "sha256": meta["vocabulary_sha256"]},
+        "corpus": counts,
+        **(figures or {}),
+    }
+    (model_folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _make_model(config: TrainConfig, vocabulary: Vocabulary, data: Path, start_from: Path | None) -> GPT2LMHeadModel:
+    if config.width % config.heads:
+        raise UsageError(f"--width {config.width} is not a multiple of --heads {config.heads}")
+    if config.row_length > config.window:
+        raise UsageError(f"--row-length {config.row_length} is longer than --window {config.window}")
+    torch.manual_seed(config.seed)
+    if start_from is None:
+        return GPT2LMHeadModel(config.gpt2(vocabulary))
+    if not (start_from / VOCABULARY_FILE).exists() or file_sha256(start_from / VOCABULARY_FILE) != file_sha256(data / VOCABULARY_FILE):
+        raise FileFault(start_from / VOCABULARY_FILE, f"is not the vocabulary of {data}; prepare the data with --vocab {start_from}")
+    model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(start_from, dtype=torch.float32)
+    return model
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+
+def _endless(part: TokenFile, config: TrainConfig) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        order = np.random.default_rng([config.seed, epoch])
+        yield from batches(part, config.row_length, config.rows_per_step, order=order, window=config.window, shifted_share=config.shifted_share)
+        epoch += 1
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this CPU has bf16 products; without them autocast only costs."""
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text(encoding="utf-8", errors="replace") if flags.exists() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copies what serving and a reader need, without logs."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors", VOCABULARY_FILE, "eval.json", "README.md"):
+        if (source / name).exists():
+            shutil.copy2(source / name, target / name)

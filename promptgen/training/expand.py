@@ -139,6 +139,12 @@ def load_fields(root: Path) -> list[Field]:
     return [load_field(folder) for folder in folders]
 
 
+def _is_english(pattern: Sequence[str]) -> bool:
+    """Whether the words of the pattern itself, without its slots, are English."""
+    own = _SLOT_KEY.sub("", "".join(pattern))
+    return not _CHINESE.search(own) and re.search("[A-Za-z]", own) is not None
+
+
 def draw_line(source: Field, pattern: Sequence[str], entity: Mapping[str, Value], draw: int, seed: int = 0) -> tuple[str, ...] | None:
     """One filled pattern (one text for a prompt, two or four for a dialogue), or None.
 
@@ -146,7 +152,7 @@ def draw_line(source: Field, pattern: Sequence[str], entity: Mapping[str, Value]
     """
     rng = random.Random(f"{seed}/{source.name}/{entity['name']}/{'/'.join(pattern)}/{draw}")
     state = _Draw(source, entity, rng)
-    english = not _CHINESE.search(_PIECE.sub(lambda m: m["choice"] or "", "".join(pattern)))
+    english = _is_english(pattern)
     try:
         texts = tuple(state.fill(turn, english=english).strip() for turn in pattern)
     except _NoMore:

@@ -38,7 +38,7 @@ class TrainConfig:
     heads: int = 4
     window: int = 256
     dropout: float = 0.0
-    epochs: float = 3.0
+    epochs: float = 2.2
     row_length: int = 128
     rows_per_step: int = 48
     learning_rate: float = 2e-3

@@ -21,9 +21,13 @@ DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "final_model"
 Settings = TypeVar("Settings")
 
 
-def option(default: Any, help: str, *, secret: bool = False, choices: tuple[str, ...] | None = None, positional: bool = False) -> Any:
+def option(
+    default: Any, help: str, *, secret: bool = False, choices: tuple[str, ...] | None = None, positional: bool = False
+) -> Any:
     """A settings field. A tuple default makes it repeatable; `secret` ones come from the environment alone and are masked."""
-    return field(default=default, metadata={"help": help, "secret": secret, "choices": choices, "positional": positional})
+    return field(
+        default=default, metadata={"help": help, "secret": secret, "choices": choices, "positional": positional}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,9 @@ class ServeSettings(EngineSettings):
 
     host: str = option("127.0.0.1", "address to bind")
     port: int = option(5005, "port to bind")
-    cors_origin: tuple[str, ...] = option((), "origin that may call, repeatable; without it any may, without credentials")
+    cors_origin: tuple[str, ...] = option(
+        (), "origin that may call, repeatable; without it any may, without credentials"
+    )
     cors_credentials: bool = option(False, "allow credentials; only with listed origins")
     allowed_host: tuple[str, ...] = option((), "further Host header that is answered, repeatable")
     api_keys: str = option("", "keys that callers must send, separated by commas (environment only)", secret=True)
@@ -75,7 +81,9 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
     for f in fields(settings):
         if f.metadata.get("secret"):
             continue
-        text = f.metadata["help"] + ("" if f.default in (None, (), False, dataclasses.MISSING) else f" (default {f.default})")
+        text = f.metadata["help"] + (
+            "" if f.default in (None, (), False, dataclasses.MISSING) else f" (default {f.default})"
+        )
         name = "--" + f.name.replace("_", "-")
         names = [name] if f.name != "samples" else [name, "-n"]
         if f.metadata["positional"]:
@@ -85,7 +93,13 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         elif get_origin(hints[f.name]) is tuple:
             parser.add_argument(name, action="append", default=None, metavar="VALUE", help=text)
         else:
-            parser.add_argument(*names, default=None, metavar=_kind(hints[f.name]).__name__.upper(), choices=f.metadata["choices"], help=text)
+            parser.add_argument(
+                *names,
+                default=None,
+                metavar=_kind(hints[f.name]).__name__.upper(),
+                choices=f.metadata["choices"],
+                help=text,
+            )
 
 
 def read_settings(settings: type[Settings], arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -107,7 +121,10 @@ def read_settings(settings: type[Settings], arguments: Mapping[str, Any], enviro
 
 def describe(settings: Any) -> dict[str, str]:
     """All settings as text, secrets masked: what is printed at start."""
-    return {f.name: "***" if f.metadata.get("secret") and getattr(settings, f.name) else str(getattr(settings, f.name)) for f in fields(settings)}
+    return {
+        f.name: "***" if f.metadata.get("secret") and getattr(settings, f.name) else str(getattr(settings, f.name))
+        for f in fields(settings)
+    }
 
 
 def _kind(hint: Any) -> Callable[[str], Any]:

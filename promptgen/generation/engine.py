@@ -1,8 +1,8 @@
 """The engine: requests in, events out, one step at a time. Ids only; one thread owns it.
 
-    engine.add(request_id, request)
-    while engine.has_work:
-        for event in engine.step(): ...
+engine.add(request_id, request)
+while engine.has_work:
+    for event in engine.step(): ...
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Engine:
         self.window = model.shape.window
         self.max_rows = max_rows
         self._scheduler = Scheduler(max_rows=max_rows, max_queue=max_queue, end_id=end_id)
-        self._runner = Runner(model, max_rows=max_rows, banned_ids=banned_ids)
+        self._runner = Runner(model, max_rows=max_rows, banned_ids=banned_ids, end_id=end_id)
         self._stats = EngineStats(max_rows=max_rows)
 
     @property
@@ -36,14 +36,18 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        return dataclasses.replace(self._stats, num_waiting=len(self._scheduler.waiting), num_rows=len(self._scheduler.rows))
+        return dataclasses.replace(
+            self._stats, num_waiting=len(self._scheduler.waiting), num_rows=len(self._scheduler.rows)
+        )
 
     def check(self, request: GenerationRequest) -> None:
         """Raises InvalidRequest for a request that no state of the engine could serve."""
         if not request.prompt_ids or request.max_new_tokens < 1 or request.num_samples < 1:
             raise InvalidRequest("a request needs a prompt, a sample and a new token at least")
         if request.num_samples > self.max_rows:
-            raise InvalidRequest(f"samples is {request.num_samples}, this service decodes {self.max_rows} at once", param="samples")
+            raise InvalidRequest(
+                f"samples is {request.num_samples}, this service decodes {self.max_rows} at once", param="samples"
+            )
         # The last new token is drawn but never fed, so it needs no position.
         if len(request.prompt_ids) + request.max_new_tokens - 1 > self.window:
             raise ContextLengthExceeded(len(request.prompt_ids), request.max_new_tokens, self.window)
@@ -64,7 +68,9 @@ class Engine:
             result = self._runner.run(plan)
         except Exception:
             _log.exception("a step of %d rows failed", plan.num_rows)
-            return [FailureEvent(request_id, "the engine failed on this request") for request_id in self._scheduler.clear()]
+            return [
+                FailureEvent(request_id, "the engine failed on this request") for request_id in self._scheduler.clear()
+            ]
         events = self._scheduler.update(plan, result.token_ids, result.logprobs)
         self._stats = dataclasses.replace(
             self._stats,

@@ -26,7 +26,7 @@ class Linear:
         self._gelu = gelu
         self._plain = weight.t().contiguous()
         self._packed: Tensor | None = None
-        if torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._plain.to_mkldnn())
             self._plain = weight.new_empty(0)
 
@@ -88,7 +88,13 @@ class Gpt2:
 
     def new_cache(self, max_rows: int) -> KVCache:
         shape = self.shape
-        return KVCache(num_layers=shape.layers, max_rows=max_rows, num_heads=shape.heads, window=shape.window, head_dim=shape.head_dim)
+        return KVCache(
+            num_layers=shape.layers,
+            max_rows=max_rows,
+            num_heads=shape.heads,
+            window=shape.window,
+            head_dim=shape.head_dim,
+        )
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Reads prompts together: logits [P, V] after each one's last token, and keys, values [layers, P, H, T, head_dim].
@@ -106,7 +112,9 @@ class Gpt2:
             query, key, value = block.split(hidden)
             keys.append(key)
             values.append(value)
-            hidden = block.feed(block.join(hidden, functional.scaled_dot_product_attention(query, key, value, is_causal=True)))
+            hidden = block.feed(
+                block.join(hidden, functional.scaled_dot_product_attention(query, key, value, is_causal=True))
+            )
         last = hidden[torch.arange(len(prompts)), lengths - 1]
         return self._logits(last), torch.stack(keys), torch.stack(values)
 

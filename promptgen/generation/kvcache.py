@@ -9,7 +9,16 @@ from torch import Tensor
 class KVCache:
     """`keys` and `values` are [layers, rows, heads, window, head_dim]. Zeroed memory is only taken from the system as rows are used."""
 
-    def __init__(self, *, num_layers: int, max_rows: int, num_heads: int, window: int, head_dim: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        max_rows: int,
+        num_heads: int,
+        window: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         shape = (num_layers, max_rows, num_heads, window, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)

@@ -40,7 +40,12 @@ class Gpt2Shape:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of transformers' GPT2Model. Linear weights are [in, out] (its Conv1D)."""
         w = self.width
-        expected: dict[str, tuple[int, ...]] = {"wte.weight": (self.vocabulary, w), "wpe.weight": (self.window, w), "ln_f.weight": (w,), "ln_f.bias": (w,)}
+        expected: dict[str, tuple[int, ...]] = {
+            "wte.weight": (self.vocabulary, w),
+            "wpe.weight": (self.window, w),
+            "ln_f.weight": (w,),
+            "ln_f.bias": (w,),
+        }
         layer = {
             "ln_1.weight": (w,), "ln_1.bias": (w,), "ln_2.weight": (w,), "ln_2.bias": (w,),
             "attn.c_attn.weight": (w, 3 * w), "attn.c_attn.bias": (3 * w,), "attn.c_proj.weight": (w, w), "attn.c_proj.bias": (w,),
@@ -59,7 +64,10 @@ def read_shape(folder: Path) -> Gpt2Shape:
     except (ValueError, RecursionError) as fault:
         raise FileFault(path, f"is not JSON: {fault}") from fault
     if not isinstance(config, dict) or config.get("model_type") != "gpt2":
-        raise FileFault(path, f"model_type is {config.get('model_type') if isinstance(config, dict) else None!r}; only gpt2 is served so far")
+        raise FileFault(
+            path,
+            f"model_type is {config.get('model_type') if isinstance(config, dict) else None!r}; only gpt2 is served so far",
+        )
     if (activation := config.get("activation_function", "gelu_new")) not in _ACTIVATIONS:
         raise FileFault(path, f"activation_function {activation!r} is not served; known are {', '.join(_ACTIVATIONS)}")
     for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
@@ -68,7 +76,13 @@ def read_shape(folder: Path) -> Gpt2Shape:
     if config.get("scale_attn_weights", True) is not True or config.get("tie_word_embeddings", True) is not True:
         raise FileFault(path, "scale_attn_weights and tie_word_embeddings must be true")
     numbers = {}
-    for key, most in (("vocab_size", 1 << 20), ("n_positions", 1 << 16), ("n_embd", 1 << 14), ("n_layer", 256), ("n_head", 256)):
+    for key, most in (
+        ("vocab_size", 1 << 20),
+        ("n_positions", 1 << 16),
+        ("n_embd", 1 << 14),
+        ("n_layer", 256),
+        ("n_head", 256),
+    ):
         value = config.get(key)
         if type(value) is not int or not 1 <= value <= most:
             raise FileFault(path, f"{key} must be a whole number from 1 to {most}, is {value!r}")
@@ -78,14 +92,26 @@ def read_shape(folder: Path) -> Gpt2Shape:
         raise FileFault(path, f"n_inner {inner!r} or layer_norm_epsilon {epsilon!r} is out of range")
     if numbers["n_embd"] % numbers["n_head"]:
         raise FileFault(path, f"n_embd {numbers['n_embd']} is not a multiple of n_head {numbers['n_head']}")
-    return Gpt2Shape(numbers["vocab_size"], numbers["n_positions"], numbers["n_embd"], numbers["n_layer"], numbers["n_head"], inner, epsilon)
+    return Gpt2Shape(
+        numbers["vocab_size"],
+        numbers["n_positions"],
+        numbers["n_embd"],
+        numbers["n_layer"],
+        numbers["n_head"],
+        inner,
+        epsilon,
+    )
 
 
 def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, Tensor]:
     """All tensors of `shape`, float32, from model.safetensors, names without the "transformer." prefix."""
     path = folder / "model.safetensors"
     if not path.exists():
-        hint = "; pytorch_model.bin is a pickle and is not opened, save it anew with safetensors" if (folder / "pytorch_model.bin").exists() else ""
+        hint = (
+            "; pytorch_model.bin is a pickle and is not opened, save it anew with safetensors"
+            if (folder / "pytorch_model.bin").exists()
+            else ""
+        )
         raise FileFault(path, f"is missing{hint}")
     try:
         stored = load_file(path)

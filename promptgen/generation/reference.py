@@ -53,7 +53,9 @@ def fast_sample_sequence(
     return generated
 
 
-def filter_logits(logits: Tensor, seen: Sequence[int], temperature: float, top_k: int, top_p: float, penalty: float) -> Tensor:
+def filter_logits(
+    logits: Tensor, seen: Sequence[int], temperature: float, top_k: int, top_p: float, penalty: float
+) -> Tensor:
     """Logits [V] after penalty, temperature, top-k and top-p; what is filtered out is -inf."""
     logits = logits.clone()
     for token_id in set(seen):

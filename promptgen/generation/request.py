@@ -30,7 +30,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """`num_samples` continuations of the text `prompt`, of at most `max_new_tokens` tokens each, cut before any of `stop`."""
+    """`num_samples` continuations of the text `prompt`, of at most `max_new_tokens` tokens each, cut before any of `stop`.
+
+    `ignore_end` goes on past the end of a document: exactly `max_new_tokens` tokens, for measuring.
+    """
 
     prompt: str
     num_samples: int = 5
@@ -38,6 +41,7 @@ class TextRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     want_logprobs: bool = False
+    ignore_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class GenerationRequest:
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     want_logprobs: bool = False
+    ignore_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

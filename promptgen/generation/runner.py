@@ -25,13 +25,15 @@ class StepResult:
 
 
 class Runner:
-    def __init__(self, model: Gpt2, *, max_rows: int, banned_ids: Sequence[int]) -> None:
+    def __init__(self, model: Gpt2, *, max_rows: int, banned_ids: Sequence[int], end_id: int) -> None:
         self._model = model
         self._cache = model.new_cache(max_rows)
         self._sampling = RowSampling.allocate(max_rows)
         self._token_ids = torch.zeros(max_rows, dtype=torch.int64)  # the token each row feeds next
         self._positions = torch.zeros(max_rows, dtype=torch.int64)  # and where it stands
         self._wants_logprob = torch.zeros(max_rows, dtype=torch.bool)
+        self._ignores_end = torch.zeros(max_rows, dtype=torch.bool)
+        self._end_id = end_id
         self._seen = torch.zeros(max_rows, model.shape.vocabulary, dtype=torch.bool)  # kept up for rows with a penalty
         self._banned = torch.zeros(model.shape.vocabulary)
         self._banned[list(banned_ids)] = NOT_A_TOKEN
@@ -60,6 +62,7 @@ class Runner:
             self._sampling.set_rows(rows.start, request.num_samples, request.sampling, self._model.shape.vocabulary)
             self._positions[rows] = length - 1
             self._wants_logprob[rows] = request.want_logprobs
+            self._ignores_end[rows] = request.ignore_end
             if request.sampling.repetition_penalty != 1:
                 self._seen[rows] = False
                 self._seen[rows, torch.tensor(request.prompt_ids)[:, None]] = True
@@ -69,6 +72,8 @@ class Runner:
     def _draw(self, logits: Tensor) -> StepResult:
         num_rows = len(logits)
         logits = logits + self._banned
+        if bool(self._ignores_end[:num_rows].any()):
+            logits[self._ignores_end[:num_rows], self._end_id] = NOT_A_TOKEN
         rows = self._sampling.first(num_rows)
         positions = self._positions[:num_rows]
         positions += 1  # in place: where the drawn tokens will stand
@@ -86,5 +91,5 @@ class Runner:
     def _move_row(self, source: int, target: int) -> None:
         self._cache.move_row(source, target, int(self._positions[source]))
         self._sampling.move_row(source, target)
-        for column in (self._token_ids, self._positions, self._wants_logprob, self._seen):
+        for column in (self._token_ids, self._positions, self._wants_logprob, self._ignores_end, self._seen):
             column[target] = column[source]

@@ -81,7 +81,9 @@ class Scheduler:
         while self.waiting:
             request_id, request = self.waiting[0]
             num_prefill += len(request.prompt_ids)
-            if len(self.rows) + request.num_samples > self._max_rows or (admissions and num_prefill > MAX_PREFILL_TOKENS):
+            if len(self.rows) + request.num_samples > self._max_rows or (
+                admissions and num_prefill > MAX_PREFILL_TOKENS
+            ):
                 break
             self.waiting.popleft()
             admissions.append(Admission(request_id, request, first_row=len(self.rows)))

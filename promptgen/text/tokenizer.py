@@ -98,7 +98,9 @@ class BertWordTokenizer:
             yield from map(self.encode, texts)
             return
         context = get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(self.vocabulary.tokens,)) as pool:
+        with ProcessPoolExecutor(
+            processes, context, initializer=_start_worker, initargs=(self.vocabulary.tokens,)
+        ) as pool:
             yield from pool.map(_encode_in_worker, texts, chunksize=_BULK_CHUNK)
 
     def convert(self, ids: Sequence[int]) -> list[str]:
@@ -185,8 +187,19 @@ class BytePairTokenizer:
 
     def __init__(self, folder: Path) -> None:
         whole = folder / "tokenizer.json"
-        self._inner = _load_tokenizer_json(whole) if whole.exists() else _load_bpe_pair(folder / "vocab.json", folder / "merges.txt")
-        end = next((i for name in ("<|endoftext|>", "</s>", "<|end_of_text|>") if (i := self._inner.token_to_id(name)) is not None), None)
+        self._inner = (
+            _load_tokenizer_json(whole)
+            if whole.exists()
+            else _load_bpe_pair(folder / "vocab.json", folder / "merges.txt")
+        )
+        end = next(
+            (
+                i
+                for name in ("<|endoftext|>", "</s>", "<|end_of_text|>")
+                if (i := self._inner.token_to_id(name)) is not None
+            ),
+            None,
+        )
         if end is None:
             raise FileFault(folder, "the BPE vocabulary has no <|endoftext|> token to end a document")
         self.begin_id = self.end_id = end
@@ -203,7 +216,9 @@ class BytePairTokenizer:
     def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """`encode` of each text, in order; the library uses all cores."""
         for begin in range(0, len(texts), _BULK_CHUNK):
-            for encoding in self._inner.encode_batch(list(texts[begin : begin + _BULK_CHUNK]), add_special_tokens=False):
+            for encoding in self._inner.encode_batch(
+                list(texts[begin : begin + _BULK_CHUNK]), add_special_tokens=False
+            ):
                 yield list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -251,7 +266,9 @@ def _load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
 def _load_bpe_pair(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
     try:
         ids = json.loads(vocab.read_text(encoding="utf-8"))
-        lines = [line for line in merges.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#version")]
+        lines = [
+            line for line in merges.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#version")
+        ]
         pairs = [(left, right) for left, right in (line.split(" ") for line in lines)]
         inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=pairs))
     except OSError as fault:

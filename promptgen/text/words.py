@@ -59,7 +59,11 @@ def clean(text: str) -> str:
 def _clean_plain(text: str) -> str:
     if _PLAIN_ASCII.fullmatch(text):
         return text.lower()
-    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or (c != "\ufffd" and unicodedata.category(c) not in ("Cc", "Cf", "Cs")))
+    kept = "".join(
+        " " if c.isspace() else c
+        for c in text
+        if c.isspace() or (c != "\ufffd" and unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    )
     apart = unicodedata.normalize("NFD", kept.lower())
     return unicodedata.normalize("NFC", "".join(c for c in apart if unicodedata.category(c) != "Mn"))
 

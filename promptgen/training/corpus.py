@@ -35,7 +35,13 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         path = Path(source)
-        here = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else sorted(map(Path, glob.glob(str(source), recursive=True)))
+        here = (
+            sorted(path.rglob("*.txt"))
+            if path.is_dir()
+            else [path]
+            if path.is_file()
+            else sorted(map(Path, glob.glob(str(source), recursive=True)))
+        )
         if not here:
             raise FileFault(source, "no such file, or a folder without *.txt files")
         found += here

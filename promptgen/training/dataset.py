@@ -73,7 +73,14 @@ def encode_document(document: Document, encoded: Sequence[list[int]], tokenizer:
     return ids
 
 
-def prepare(sources: Iterable[str | Path], vocabulary: Path, out: Path, *, valid_sources: Iterable[str | Path] = (), valid_share: float = 0.05) -> dict[str, Any]:
+def prepare(
+    sources: Iterable[str | Path],
+    vocabulary: Path,
+    out: Path,
+    *,
+    valid_sources: Iterable[str | Path] = (),
+    valid_share: float = 0.05,
+) -> dict[str, Any]:
     """Encodes a corpus into `out` and returns its meta.json.
 
     The held-out part is `valid_sources` if given, else the documents whose hash falls in the first `valid_share`: a document's part
@@ -87,7 +94,10 @@ def prepare(sources: Iterable[str | Path], vocabulary: Path, out: Path, *, valid
     dropped: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     seen: set[bytes] = set()
-    with _PartWriter(out, "train", len(tokenizer.vocabulary)) as train, _PartWriter(out, "valid", len(tokenizer.vocabulary)) as valid:
+    with (
+        _PartWriter(out, "train", len(tokenizer.vocabulary)) as train,
+        _PartWriter(out, "valid", len(tokenizer.vocabulary)) as valid,
+    ):
         for files, share in ((valid_files, 1.0), (find_files(sources), 0.0 if valid_files else valid_share)):
             for document, ids in _encoded(files, tokenizer, dropped):
                 digest = hashlib.blake2b("\0".join(document.turns).encode("utf-8", "replace"), digest_size=16).digest()
@@ -106,7 +116,13 @@ def prepare(sources: Iterable[str | Path], vocabulary: Path, out: Path, *, valid
     if not counts["train_documents"]:
         raise FileFault(out, "no document to train on: the corpus is empty, or all of it was held out (see --valid)")
     tokenizer.vocabulary.save(out / VOCABULARY_FILE)
-    meta = {"format": FORMAT, "vocabulary_sha256": file_sha256(out / VOCABULARY_FILE), "dtype": str(train.dtype), "counts": dict(counts), "dropped": dict(dropped)}
+    meta = {
+        "format": FORMAT,
+        "vocabulary_sha256": file_sha256(out / VOCABULARY_FILE),
+        "dtype": str(train.dtype),
+        "counts": dict(counts),
+        "dropped": dict(dropped),
+    }
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return meta
 
@@ -119,15 +135,24 @@ def load_part(folder: Path, part: str) -> TokenFile:
             raise FileFault(folder / "meta.json", f"is not of the format {FORMAT}; make it anew with promptgen prepare")
         offsets = np.fromfile(folder / f"{part}.offsets.bin", dtype=np.int64)
         path = folder / f"{part}.tokens.bin"
-        tokens = np.memmap(path, dtype=np.dtype(meta["dtype"]), mode="r") if path.stat().st_size else np.zeros(0, np.dtype(meta["dtype"]))
+        tokens = (
+            np.memmap(path, dtype=np.dtype(meta["dtype"]), mode="r")
+            if path.stat().st_size
+            else np.zeros(0, np.dtype(meta["dtype"]))
+        )
     except (OSError, ValueError, KeyError) as fault:
         raise FileFault(folder, f"is not a folder that promptgen prepare wrote: {fault}") from fault
     if not len(offsets) or offsets[-1] != len(tokens):
-        raise FileFault(path, f"holds {len(tokens)} tokens, its offsets say {offsets[-1] if len(offsets) else 'nothing'}; make it anew")
+        raise FileFault(
+            path,
+            f"holds {len(tokens)} tokens, its offsets say {offsets[-1] if len(offsets) else 'nothing'}; make it anew",
+        )
     return TokenFile(tokens, offsets)
 
 
-def pack_rows(documents: Iterable[np.ndarray[Any, np.dtype[np.int64]]], row_length: int) -> Iterator[list[np.ndarray[Any, np.dtype[np.int64]]]]:
+def pack_rows(
+    documents: Iterable[np.ndarray[Any, np.dtype[np.int64]]], row_length: int
+) -> Iterator[list[np.ndarray[Any, np.dtype[np.int64]]]]:
     """Puts documents into rows of at most `row_length` tokens, each into the fullest open row it fits. Longer ones are cut."""
     open_rows: list[tuple[int, list[np.ndarray[Any, np.dtype[np.int64]]]]] = []
     for document in documents:
@@ -145,7 +170,15 @@ def pack_rows(documents: Iterable[np.ndarray[Any, np.dtype[np.int64]]], row_leng
     yield from (row for _, row in open_rows)
 
 
-def batches(part: TokenFile, row_length: int, rows_per_batch: int, *, order: np.random.Generator | None = None, window: int = 0, shifted_share: float = 0.0) -> Iterator[Batch]:
+def batches(
+    part: TokenFile,
+    row_length: int,
+    rows_per_batch: int,
+    *,
+    order: np.random.Generator | None = None,
+    window: int = 0,
+    shifted_share: float = 0.0,
+) -> Iterator[Batch]:
     """All documents of a part in batches, in random order if `order` is given.
 
     A share of the documents starts at a random position instead of 0, so that positions beyond the usual length of a
@@ -157,7 +190,13 @@ def batches(part: TokenFile, row_length: int, rows_per_batch: int, *, order: np.
         yield _batch(chunk, row_length, order, window, shifted_share)
 
 
-def _batch(rows: list[list[np.ndarray[Any, np.dtype[np.int64]]]], row_length: int, order: np.random.Generator | None, window: int, shifted_share: float) -> Batch:
+def _batch(
+    rows: list[list[np.ndarray[Any, np.dtype[np.int64]]]],
+    row_length: int,
+    order: np.random.Generator | None,
+    window: int,
+    shifted_share: float,
+) -> Batch:
     shape = (len(rows), row_length)
     tokens, segments, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels = np.full(shape, IGNORED, np.int64)
@@ -198,7 +237,9 @@ class _PartWriter:
         np.asarray(self.offsets, np.int64).tofile(self._out / f"{self.name}.offsets.bin")
 
 
-def _encoded(files: list[Path], tokenizer: BertWordTokenizer, dropped: Counter[str]) -> Iterator[tuple[Document, list[int]]]:
+def _encoded(
+    files: list[Path], tokenizer: BertWordTokenizer, dropped: Counter[str]
+) -> Iterator[tuple[Document, list[int]]]:
     documents = iter(tqdm(read_documents(files, dropped), desc="prepare", unit=" documents", disable=None))
     while chunk := list(islice(documents, _CHUNK)):
         turns = tokenizer.encode_many([turn for document in chunk for turn in document.turns])

@@ -11,6 +11,7 @@ entity, draw), so adding a pattern leaves the lines of all the others as they we
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import random
@@ -19,10 +20,10 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from promptgen.errors import FileFault
+from promptgen.errors import FileFault, UsageError
 
 HELD_OUT_SHARE = 10  # one (entity, pattern) pair in ten is for validation
 MAX_PATTERN_SHARE = 0.02  # of all lines; the promise of data/README.md
@@ -74,8 +75,8 @@ class _Draw:
     field: Field
     entity: Mapping[str, Value]
     rng: random.Random
-    pools: dict[str, list[str]] = field(default_factory=dict)
-    tags: dict[tuple[str, str], str] = field(default_factory=dict)
+    pools: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    tags: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
     def fill(self, template: str, *, english: bool, depth: int = 0) -> str:
         if depth > MAX_DEPTH:
@@ -84,7 +85,9 @@ class _Draw:
         def replace(match: re.Match[str]) -> str:
             if match["choice"] is not None:
                 return self.fill(self.rng.choice(match["choice"].split("|")), english=english, depth=depth)
-            return self._slot(match["key"], int(match["count"] or 1), match["tag"], english or match["key"].startswith("en"), depth)
+            return self._slot(
+                match["key"], int(match["count"] or 1), match["tag"], english or match["key"].startswith("en"), depth
+            )
 
         return _PIECE.sub(replace, template)
 
@@ -145,7 +148,9 @@ def _is_english(pattern: Sequence[str]) -> bool:
     return not _CHINESE.search(own) and re.search("[A-Za-z]", own) is not None
 
 
-def draw_line(source: Field, pattern: Sequence[str], entity: Mapping[str, Value], draw: int, seed: int = 0) -> tuple[str, ...] | None:
+def draw_line(
+    source: Field, pattern: Sequence[str], entity: Mapping[str, Value], draw: int, seed: int = 0
+) -> tuple[str, ...] | None:
     """One filled pattern (one text for a prompt, two or four for a dialogue), or None.
 
     None when a list ran out of items, or when the line has a phrase that the entity's `never` key forbids.
@@ -165,7 +170,9 @@ def is_held_out(source: Field, pattern: Sequence[str], entity: Mapping[str, Valu
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % HELD_OUT_SHARE == 0
 
 
-def expand(source: Field, kind: str, max_lines: int, max_per_pattern: int, seed: int = 0) -> Iterator[tuple[bool, tuple[str, ...]]]:
+def expand(
+    source: Field, kind: str, max_lines: int, max_per_pattern: int, seed: int = 0
+) -> Iterator[tuple[bool, tuple[str, ...]]]:
     """Yields (held_out, texts), distinct, spread evenly over all suiting (pattern, entity) pairs, `max_lines` at most."""
     pairs = [(p, e) for p in source.patterns(kind) for e in source.entities if source.suits(e, p)]
     random.Random(f"{seed}/{source.name}/{kind}").shuffle(pairs)
@@ -216,29 +223,44 @@ def faults(source: Field) -> Iterator[str]:
                     break
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="promptgen expand", description="turn tables and sentence patterns into a corpus")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="folder with a folder of *.toml tables for each field")
     parser.add_argument("--out", type=Path, help="folder to write the corpus to")
     parser.add_argument("--check", action="store_true", help="name the faults in the tables and stop")
     parser.add_argument("--field", help="with --check: this field only")
     parser.add_argument("--show", metavar="FIELD", help="print lines of one field to read")
     parser.add_argument("--lines", type=int, default=40, help="with --show: how many (default 40)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, shows or writes. Raises FileFault for tables that cannot be read, UsageError when nothing was asked."""
     if args.check:
         return _check(args.data, args.field)
     if args.show:
         return _show(load_field(args.data / args.show), args.lines, args.seed)
     if args.out is None:
-        parser.error("one of --out, --check, --show is needed")
+        raise UsageError("say what to do: --out DIR, --check or --show FIELD")
     meta = write_corpus(args.data, args.out, args.seed)
     print(json.dumps(meta["totals"], ensure_ascii=False))
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """For `python -m promptgen.training.expand`, which needs nothing installed."""
+    parser = argparse.ArgumentParser(
+        prog="promptgen expand", description="turn tables and sentence patterns into a corpus"
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
 def _check(root: Path, only: str | None) -> int:
-    found = [f"{source.name}: {fault}" for source in ([load_field(root / only)] if only else load_fields(root)) for fault in faults(source)]
+    found = [
+        f"{source.name}: {fault}"
+        for source in ([load_field(root / only)] if only else load_fields(root))
+        for fault in faults(source)
+    ]
     for line in found:
         print(line)
     print(f"{len(found)} faults")
@@ -248,8 +270,12 @@ def _check(root: Path, only: str | None) -> int:
 def _show(source: Field, num_lines: int, seed: int) -> int:
     for kind in ("prompts", "dialogues"):
         lines = list(expand(source, kind, 4_000 if kind == "prompts" else 1_000, 10_000, seed))
-        print(f"# {source.name}: {len(source.entities)} entities, {len(source.patterns(kind))} patterns, at least {len(lines)} {kind}")
-        for _, texts in random.Random(f"{seed}/show").sample(lines, min(num_lines if kind == "prompts" else num_lines // 2, len(lines))):
+        print(
+            f"# {source.name}: {len(source.entities)} entities, {len(source.patterns(kind))} patterns, at least {len(lines)} {kind}"
+        )
+        for _, texts in random.Random(f"{seed}/show").sample(
+            lines, min(num_lines if kind == "prompts" else num_lines // 2, len(lines))
+        ):
             print(*texts, sep="\n    ")
     return 0
 
@@ -263,7 +289,10 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
     out.mkdir(parents=True, exist_ok=True)
     fields = load_fields(root)
     by_field: dict[str, dict[str, int]] = {source.name: {} for source in fields}
-    totals: dict[str, object] = {"entities": sum(len(f.entities) for f in fields), "patterns": sum(len(f.prompts) + len(f.dialogues) for f in fields)}
+    totals: dict[str, object] = {
+        "entities": sum(len(f.entities) for f in fields),
+        "patterns": sum(len(f.prompts) + len(f.dialogues) for f in fields),
+    }
     for kind, end in (("prompts", "\n"), ("dialogues", "\n\n")):
         goal = targets[kind]
         max_per_pattern = int(MAX_PATTERN_SHARE * 0.5 * sum(goal.get(f.name, goal["default"]) for f in fields))
@@ -275,7 +304,9 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
         for held_out, part in ((False, "train"), (True, "valid")):
             lines = [texts for texts in parts[held_out] if not (held_out and texts in parts[False])]
             random.Random(f"{seed}/{kind}/{part}").shuffle(lines)
-            (out / f"{kind}.{part}.txt").write_text("".join("\n".join(texts) + end for texts in lines), encoding="utf-8")
+            (out / f"{kind}.{part}.txt").write_text(
+                "".join("\n".join(texts) + end for texts in lines), encoding="utf-8"
+            )
             totals[f"{kind}.{part}"] = len(lines)
     meta: dict[str, dict[str, object]] = {"totals": totals, "by_field": dict(by_field)}
     (out / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

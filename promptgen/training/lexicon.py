@@ -41,10 +41,14 @@ def build_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     the texts, whatever their number; the rest are words. Raises UsageError if `size` cannot hold the characters.
     """
     dense, spaced, marks = _count_runs(texts)
-    basics = dict.fromkeys([*_MARKS, *_letters_and_digits(spaced), *gb2312_level_1(), *marks, *sorted({c for run in dense for c in run})])
+    basics = dict.fromkeys(
+        [*_MARKS, *_letters_and_digits(spaced), *gb2312_level_1(), *marks, *sorted({c for run in dense for c in run})]
+    )
     room = size - len(SPECIAL_TOKENS) - len(basics)
     if room < 0:
-        raise UsageError(f"--size {size} cannot hold the {len(basics)} characters that the corpus and GB 2312 level 1 need")
+        raise UsageError(
+            f"--size {size} cannot hold the {len(basics)} characters that the corpus and GB 2312 level 1 need"
+        )
     latin = [t for t in _latin_pieces(spaced, int(size * LATIN_SHARE)) if t not in basics][:room]
     chinese = _chinese_words(dense, (room - len(latin)) * _CANDIDATE_FACTOR)
     used = _usage(dense, chinese, basics)
@@ -99,7 +103,9 @@ def _chinese_words(dense: Counter[str], num_candidates: int) -> list[str]:
         for word in rjieba.cut(run):
             if 2 <= len(word) <= _MAX_WORD_LENGTH:
                 counts[word] += count
-    return [w for w, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n >= _MIN_WORD_COUNT][:num_candidates]
+    return [w for w, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n >= _MIN_WORD_COUNT][
+        :num_candidates
+    ]
 
 
 def _usage(dense: Counter[str], words: list[str], basics: Iterable[str]) -> Counter[str]:

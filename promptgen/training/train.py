@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +27,26 @@ from promptgen.errors import FileFault, NumericalFailure, UsageError
 from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from promptgen.training.dataset import IGNORED, Batch, TokenFile, batches, file_sha256, load_part
 from promptgen.training.loss import linear_cross_entropy
+from promptgen.training.shape import TrainConfig
+
+LOG_LINES = 200  # over the whole run
+VALIDATION_DOCUMENTS = 4000  # looked at during the run; eval.json is over all
 
 
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """Everything a training run depends on beside its data. `layers`, `width`, `heads` and `window` shape the model."""
-
-    layers: int = 4
-    width: int = 256
-    heads: int = 4
-    window: int = 256
-    dropout: float = 0.0
-    epochs: float = 2.2
-    row_length: int = 128
-    rows_per_step: int = 48
-    learning_rate: float = 2e-3
-    warmup_share: float = 0.02
-    final_learning_rate_share: float = 0.02
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    shifted_share: float = 0.1
-    validations: int = 8  # over the whole run
-    seed: int = 0
-
-    def gpt2(self, vocabulary: Vocabulary) -> GPT2Config:
-        return GPT2Config(
-            vocab_size=len(vocabulary),
-            n_positions=self.window,
-            n_embd=self.width,
-            n_layer=self.layers,
-            n_head=self.heads,
-            resid_pdrop=self.dropout,
-            embd_pdrop=self.dropout,
-            attn_pdrop=self.dropout,
-            bos_token_id=vocabulary.ids["[MASK]"],
-            eos_token_id=vocabulary.ids["[CLS]"],
-            pad_token_id=vocabulary.ids["[PAD]"],
-        )
+def gpt2_config(config: TrainConfig, vocabulary: Vocabulary) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=len(vocabulary),
+        n_positions=config.window,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        bos_token_id=vocabulary.ids["[MASK]"],
+        eos_token_id=vocabulary.ids["[CLS]"],
+        pad_token_id=vocabulary.ids["[PAD]"],
+    )
 
 
 def attention_mask(segments: Tensor) -> Tensor:
@@ -88,12 +71,14 @@ def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> tuple[Tensor, int]:
 
 
 @torch.no_grad()
-def evaluate(model: GPT2LMHeadModel, part: TokenFile, row_length: int, max_documents: int | None = None) -> tuple[float, int]:
+def evaluate(
+    model: GPT2LMHeadModel, part: TokenFile, row_length: int, max_documents: int | None = None
+) -> tuple[float, int]:
     """Mean loss per token (nats) over a part, and the number of tokens."""
     if max_documents is not None and len(part) > max_documents:
         part = TokenFile(part.tokens, part.offsets[: max_documents + 1])
     total, count = 0.0, 0
-    model.eval()
+    model.train(False)
     for batch in batches(part, row_length, 32):
         loss, num_tokens = batch_loss(model, batch)
         total, count = total + float(loss), count + num_tokens
@@ -118,7 +103,10 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
     trained_tokens = 0
     smooth = math.nan
     model.train()
-    with (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics, tqdm(total=num_steps, desc="train", unit=" steps", disable=None) as bar:
+    with (
+        (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics,
+        tqdm(total=num_steps, desc="train", unit=" steps", disable=None) as bar,
+    ):
         for step, batch in enumerate(_endless(train_part, config)):
             if step == num_steps:
                 break
@@ -130,7 +118,9 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
                 loss = loss / num_tokens
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise NumericalFailure(f"the loss is {value} at step {step}; try a lower --learning-rate (now {config.learning_rate:g})")
+                raise NumericalFailure(
+                    f"the loss is {value} at step {step}; try a lower --learning-rate (now {config.learning_rate:g})"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -138,19 +128,33 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
             trained_tokens += num_tokens
             smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
             bar.update()
-            if (step + 1) % max(1, num_steps // 200) == 0 or step + 1 == num_steps:
+            done = step + 1
+            is_validation = len(valid_part) > 0 and done % max(1, num_steps // config.validations) == 0
+            if is_validation or done % max(1, num_steps // LOG_LINES) == 0 or done == num_steps:
                 elapsed_s = time.perf_counter() - started
-                record = {"step": step + 1, "of": num_steps, "loss": round(smooth, 4), "lr": rate, "tokens_per_s": round(trained_tokens / elapsed_s), "elapsed_s": round(elapsed_s, 1)}
-                if (step + 1) % max(1, num_steps // config.validations) == 0 and len(valid_part):
-                    record["valid_loss"] = round(evaluate(model, valid_part, config.row_length, max_documents=4000)[0], 4)
+                record = {
+                    "step": done,
+                    "of": num_steps,
+                    "loss": round(smooth, 4),
+                    "lr": rate,
+                    "tokens_per_s": round(trained_tokens / elapsed_s),
+                    "elapsed_s": round(elapsed_s, 1),
+                }
+                if is_validation:
+                    record["valid_loss"] = round(
+                        evaluate(model, valid_part, config.row_length, max_documents=VALIDATION_DOCUMENTS)[0], 4
+                    )
                     save_model(model, out, vocabulary)
                 metrics.write(json.dumps(record) + "\n")
                 metrics.flush()
                 bar.set_postfix(loss=f"{smooth:.3f}", valid=record.get("valid_loss", ""))
                 if bar.disable:
-                    print(json.dumps(record), flush=True)
+                    print(json.dumps(record), file=sys.stderr, flush=True)
     save_model(model, out, vocabulary)
-    figures = {"training": asdict(config) | {"steps": num_steps, "tokens": trained_tokens, "seconds": round(time.perf_counter() - started), "bf16": bf16}}
+    figures = {
+        "training": asdict(config)
+        | {"steps": num_steps, "tokens": trained_tokens, "seconds": round(time.perf_counter() - started), "bf16": bf16}
+    }
     return write_eval(out, data, config.row_length, figures)
 
 
@@ -168,7 +172,9 @@ def save_model(model: GPT2LMHeadModel, out: Path, vocabulary: Vocabulary) -> Non
     """Writes config.json, generation_config.json, model.safetensors (float16, the tied head left out) and vocab.txt."""
     config = model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    names = [n for n in model.state_dict() if n != "lm_head.weight" and not n.endswith((".attn.bias", ".attn.masked_bias"))]
+    names = [
+        n for n in model.state_dict() if n != "lm_head.weight" and not n.endswith((".attn.bias", ".attn.masked_bias"))
+    ]
     weights = {n: model.state_dict()[n].detach().to(torch.float16).contiguous() for n in names}
     if not all(torch.isfinite(w).all() for w in weights.values()):
         raise NumericalFailure("a weight is not finite in float16; nothing was saved")
@@ -178,7 +184,9 @@ def save_model(model: GPT2LMHeadModel, out: Path, vocabulary: Vocabulary) -> Non
     vocabulary.save(out / VOCABULARY_FILE)
 
 
-def write_eval(model_folder: Path, data: Path, row_length: int, figures: dict[str, Any] | None = None) -> dict[str, Any]:
+def write_eval(
+    model_folder: Path, data: Path, row_length: int, figures: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Measures the saved model on the held-out part and writes eval.json beside it: loss and perplexity, per token and per character."""
     model = GPT2LMHeadModel.from_pretrained(model_folder, dtype=torch.float32)
     meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
@@ -208,6 +216,23 @@ def write_eval(model_folder: Path, data: Path, row_length: int, figures: dict[st
     return report
 
 
+def validate(model_folder: Path, data: Path) -> dict[str, Any]:
+    """Measures a saved model on the held-out part of `data` and writes its eval.json anew, keeping what it says of training.
+
+    Raises FileFault if the data were prepared with another vocabulary.
+    """
+    _check_vocabulary(model_folder, data)
+    known = model_folder / "eval.json"
+    training = json.loads(known.read_text(encoding="utf-8")).get("training") if known.exists() else None
+    return write_eval(model_folder, data, TrainConfig().row_length, {"training": training} if training else None)
+
+
+def _check_vocabulary(model_folder: Path, data: Path) -> None:
+    own = model_folder / VOCABULARY_FILE
+    if not own.exists() or file_sha256(own) != file_sha256(data / VOCABULARY_FILE):
+        raise FileFault(own, f"is not the vocabulary of {data}; prepare the data with --vocab {model_folder}")
+
+
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, data: Path, start_from: Path | None) -> GPT2LMHeadModel:
     if config.width % config.heads:
         raise UsageError(f"--width {config.width} is not a multiple of --heads {config.heads}")
@@ -215,9 +240,8 @@ def _make_model(config: TrainConfig, vocabulary: Vocabulary, data: Path, start_f
         raise UsageError(f"--row-length {config.row_length} is longer than --window {config.window}")
     torch.manual_seed(config.seed)
     if start_from is None:
-        return GPT2LMHeadModel(config.gpt2(vocabulary))
-    if not (start_from / VOCABULARY_FILE).exists() or file_sha256(start_from / VOCABULARY_FILE) != file_sha256(data / VOCABULARY_FILE):
-        raise FileFault(start_from / VOCABULARY_FILE, f"is not the vocabulary of {data}; prepare the data with --vocab {start_from}")
+        return GPT2LMHeadModel(gpt2_config(config, vocabulary))
+    _check_vocabulary(start_from, data)
     model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(start_from, dtype=torch.float32)
     return model
 
@@ -233,7 +257,14 @@ def _endless(part: TokenFile, config: TrainConfig) -> Iterator[Batch]:
     epoch = 0
     while True:
         order = np.random.default_rng([config.seed, epoch])
-        yield from batches(part, config.row_length, config.rows_per_step, order=order, window=config.window, shifted_share=config.shifted_share)
+        yield from batches(
+            part,
+            config.row_length,
+            config.rows_per_step,
+            order=order,
+            window=config.window,
+            shifted_share=config.shifted_share,
+        )
         epoch += 1
 
 
@@ -242,11 +273,3 @@ def _multiplies_bf16() -> bool:
     flags = Path("/proc/cpuinfo")
     text = flags.read_text(encoding="utf-8", errors="replace") if flags.exists() else ""
     return "avx512_bf16" in text or "amx_bf16" in text
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """Copies what serving and a reader need, without logs."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "model.safetensors", VOCABULARY_FILE, "eval.json", "README.md"):
-        if (source / name).exists():
-            shutil.copy2(source / name, target / name)

@@ -1,0 +1,122 @@
+"""Where ids become text: the candidates of one request, fed with the engine's events.
+
+One path for whole answers and streams: `CandidateSet.take` turns an event into the piece of text that may be shown now, and the
+joined pieces of a candidate are exactly its completion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from promptgen.generation.request import (
+    Candidate,
+    Event,
+    FinishEvent,
+    FinishReason,
+    GenerationRequest,
+    TextRequest,
+    TokenEvent,
+)
+from promptgen.text.tokenizer import Detokenizer, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text to append to candidate `sample`."""
+
+    sample: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Candidate `sample` is complete."""
+
+    sample: int
+    candidate: Candidate
+
+
+class CandidateText:
+    """The text of one candidate as it grows, cut before the first stop string.
+
+    Text that may be the beginning of a stop string is held back until that is decided.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._held = ""
+        self._shown: list[str] = []
+        self.num_tokens = 0
+        self.logprob = 0.0
+        self.is_stopped = False
+        self.candidate: Candidate | None = None
+
+    def push(self, token_id: int, logprob: float) -> str:
+        self.num_tokens += 1
+        self.logprob += logprob
+        return self._show(self._detokenizer.push(token_id))
+
+    def finish(self, reason: FinishReason, *, with_logprob: bool) -> str:
+        piece = "" if self.is_stopped else self._show(self._detokenizer.finish()) + self._release()
+        self.candidate = Candidate(
+            "".join(self._shown), self.num_tokens, self.logprob if with_logprob else None, reason
+        )
+        return piece
+
+    def _release(self) -> str:
+        piece, self._held = ("", self._held) if self.is_stopped else (self._held, "")
+        self._shown.append(piece)
+        return piece
+
+    def _show(self, piece: str) -> str:
+        self._held += piece
+        cut = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
+        if cut is not None:
+            self._held = self._held[:cut]
+            piece = self._release()
+            self.is_stopped = True
+            return piece
+        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        self._shown.append(ready)
+        return ready
+
+
+class CandidateSet:
+    """All candidates of one request. `request` is what the engine is asked."""
+
+    def __init__(self, tokenizer: Tokenizer, text: TextRequest) -> None:
+        prompt_ids = (tokenizer.begin_id, *tokenizer.encode(text.prompt))
+        self.request = GenerationRequest(
+            prompt_ids, text.num_samples, text.max_new_tokens, text.sampling, text.want_logprobs, text.ignore_end
+        )
+        self._texts = [CandidateText(tokenizer.detokenizer(text.prompt), text.stop) for _ in range(text.num_samples)]
+        self._num_open = text.num_samples
+
+    @property
+    def is_complete(self) -> bool:
+        return self._num_open == 0
+
+    def take(self, event: Event) -> list[Piece | Finished]:
+        """What an event of this request adds. Events of a candidate that met a stop string already are ignored."""
+        if not isinstance(event, TokenEvent | FinishEvent) or self._texts[event.sample].candidate is not None:
+            return []
+        text = self._texts[event.sample]
+        if isinstance(event, FinishEvent):
+            return self._finish(event.sample, event.reason)
+        piece = text.push(event.token_id, event.logprob)
+        shown: list[Piece | Finished] = [Piece(event.sample, piece)] if piece else []
+        return shown + self._finish(event.sample, "stop") if text.is_stopped else shown
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        assert self.is_complete
+        return tuple(text.candidate for text in self._texts if text.candidate is not None)
+
+    def _finish(self, sample: int, reason: FinishReason) -> list[Piece | Finished]:
+        text = self._texts[sample]
+        piece = text.finish(reason, with_logprob=self.request.want_logprobs)
+        assert text.candidate is not None
+        self._num_open -= 1
+        finished = Finished(sample, text.candidate)
+        return [Piece(sample, piece), finished] if piece else [finished]

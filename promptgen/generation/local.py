@@ -1,0 +1,111 @@
+"""Generation within one process, without an event loop: scripts, the command line, batches of files.
+
+>>> generator = Generator(EngineSettings())                                     # doctest: +SKIP
+>>> generator.generate(TextRequest("高血压要注意", num_samples=2)).candidates    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+
+from promptgen.config import DEFAULT_MODEL, EngineSettings
+from promptgen.errors import EngineFailure, RequestError
+from promptgen.generation.candidates import CandidateSet, Finished
+from promptgen.generation.loader import open_model
+from promptgen.generation.request import Answer, FailureEvent, Sampling, StartEvent, TextRequest
+
+
+class Generator:
+    """Answers requests with an engine of its own. Not thread-safe."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Raises FileFault for a model folder that cannot be used."""
+        model = open_model(settings)
+        self.info = model.info
+        self._tokenizer, self._engine = model.tokenizer, model.engine
+        self._ids = count()
+
+    def generate(self, request: TextRequest) -> Answer:
+        """Raises InvalidRequest (ContextLengthExceeded) for a request that does not fit, EngineFailure if the model failed on it."""
+        ((_, answer),) = self.generate_many([request])
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+    def generate_many(self, requests: Iterable[TextRequest]) -> Iterator[tuple[int, Answer | RequestError]]:
+        """Yields (index, answer) as requests complete, in any order; all rows are kept busy. Faults stand in the answer's place."""
+        todo = enumerate(requests)
+        running: dict[int, tuple[int, CandidateSet, float]] = {}
+        exhausted = False
+        while running or not exhausted:
+            while self._has_room(running):
+                index, request = next(todo, (-1, None))
+                if request is None:
+                    exhausted = True
+                    break
+                try:
+                    candidates = CandidateSet(self._tokenizer, request)
+                    self._engine.check(candidates.request)
+                except RequestError as fault:
+                    yield index, fault
+                    continue
+                request_id = next(self._ids)
+                self._engine.add(request_id, candidates.request)
+                running[request_id] = (index, candidates, time.perf_counter())
+            yield from self._step(running)
+
+    def _has_room(self, running: dict[int, tuple[int, CandidateSet, float]]) -> bool:
+        """Whether the rows asked for so far leave any of the engine's idle."""
+        return sum(candidates.request.num_samples for _, candidates, _ in running.values()) < self._engine.max_rows
+
+    def _step(self, running: dict[int, tuple[int, CandidateSet, float]]) -> Iterator[tuple[int, Answer | RequestError]]:
+        for event in self._engine.step():
+            if isinstance(event, StartEvent) or event.request_id not in running:
+                continue
+            index, candidates, started = running[event.request_id]
+            if isinstance(event, FailureEvent):
+                del running[event.request_id]
+                yield index, EngineFailure(event.message)
+                continue
+            for shown in candidates.take(event):
+                if isinstance(shown, Finished):
+                    self._engine.cancel(event.request_id, shown.sample)
+            if candidates.is_complete:
+                del running[event.request_id]
+                yield (
+                    index,
+                    Answer(
+                        candidates.candidates(),
+                        len(candidates.request.prompt_ids),
+                        decode_s=time.perf_counter() - started,
+                    ),
+                )
+
+
+@lru_cache(maxsize=1)
+def _generator_of(model: Path) -> Generator:
+    return Generator(EngineSettings(model=model))
+
+
+def generate_text(
+    prompt: str,
+    max_len: int = 50,
+    batch_size: int = 5,
+    *,
+    model: Path | str = DEFAULT_MODEL,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """`batch_size` texts that begin with `prompt`, each with up to `max_len` new tokens.
+
+    The model stays loaded for the next call. Without `sampling` every call draws anew. Raises FileFault for an unusable model folder
+    and ContextLengthExceeded for a prompt that does not fit the window. A blank prompt gives an empty list.
+    """
+    if not prompt.strip():
+        return []
+    sampling = sampling or Sampling(seed=time.time_ns())
+    answer = _generator_of(Path(model)).generate(TextRequest(prompt, batch_size, max_len, sampling))
+    return [prompt + candidate.completion for candidate in answer.candidates]

@@ -1,0 +1,43 @@
+"""`promptgen generate` at a terminal: one prompt, or a prompt after another until an empty line."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+
+from promptgen.config import GenerateSettings
+from promptgen.errors import RequestError
+from promptgen.generation.local import Generator
+from promptgen.generation.request import Sampling, TextRequest
+
+
+def text_request(settings: GenerateSettings, prompt: str) -> TextRequest:
+    seed = secrets.randbits(53) if settings.seed is None else settings.seed
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty, seed)
+    return TextRequest(prompt, settings.samples, settings.maxlength, sampling)
+
+
+def show(generator: Generator, settings: GenerateSettings, prompt: str) -> None:
+    """Prints the candidates of a prompt, one a line. Raises RequestError."""
+    if not prompt.strip():
+        return
+    for candidate in generator.generate(text_request(settings, prompt)).candidates:
+        print(prompt + candidate.completion, flush=True)
+
+
+def run(generator: Generator, settings: GenerateSettings) -> int:
+    """Reads prompts until an empty line or the end of input. A prompt that cannot be answered is told why, and the next is read."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("Type the beginning of a prompt; an empty line leaves.", file=sys.stderr)
+    while True:
+        if is_terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return 0
+        try:
+            show(generator, settings, line.rstrip("\r\n"))
+        except RequestError as fault:
+            print(f"promptgen: {fault}", file=sys.stderr)
+        print(flush=True)

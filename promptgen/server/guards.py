@@ -1,0 +1,217 @@
+"""The door: request ids, Host, Origin, keys, and CORS as the contract wants it on the wire.
+
+aiohttp-cors knows the routes and answers preflights. Two of its habits are corrected here: for "any origin" it reflects the caller's
+origin (`null` too) and sends no Vary, where the contract wants a literal `*` without credentials; and what is not a route (404,
+405, errors) gets no headers from it, which a browser shows as an opaque failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import time
+import uuid
+from urllib.parse import urlsplit
+
+import aiohttp_cors
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from promptgen.config import ServeSettings
+from promptgen.errors import RequestError, UsageError
+from promptgen.server.faults import HttpFault
+
+REQUEST_ID = "X-Request-Id"
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # answered without a key
+EXPOSED_HEADERS = ("Retry-After", "X-Request-Id", "Server-Timing")
+_ALLOWED_HEADERS = frozenset({"content-type", "authorization", "x-api-key", "x-request-id"})
+_ALLOWED_PREFIX = "x-stainless-"
+_PREFLIGHT_AGE_S = 600
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = logging.getLogger(__name__)
+
+
+def add_cors(app: web.Application, settings: ServeSettings) -> None:
+    """Puts every route of the app under the CORS policy of the settings. Call it when all routes are there."""
+    if settings.cors_credentials and (not settings.cors_origin or "*" in settings.cors_origin):
+        raise UsageError(
+            "--cors-credentials needs --cors-origin with exact origins; * with credentials would open this service to every page"
+        )
+    origins = _listed(settings) or ("*",)
+    options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
+        allow_credentials=settings.cors_credentials,
+        expose_headers=EXPOSED_HEADERS,
+        allow_headers="*",
+        max_age=_PREFLIGHT_AGE_S,
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        cors.add(route)
+
+    async def correct(request: web.Request, response: web.StreamResponse) -> None:
+        _correct_cors(request, response, settings)
+
+    app.on_response_prepare.append(correct)
+
+
+def _listed(settings: ServeSettings) -> tuple[str, ...]:
+    return () if "*" in settings.cors_origin else tuple(origin.rstrip("/") for origin in settings.cors_origin)
+
+
+def _correct_cors(request: web.Request, response: web.StreamResponse, settings: ServeSettings) -> None:
+    listed = _listed(settings)
+    if listed:
+        response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None:
+        return
+    headers = response.headers
+    if not listed:
+        headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"
+        headers.pop(hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS, None)
+    elif origin in listed:
+        headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        if settings.cors_credentials:
+            headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
+    else:
+        return
+    if hdrs.ACCESS_CONTROL_ALLOW_HEADERS in headers:
+        asked = (name.strip() for name in request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "").split(","))
+        granted = [
+            name for name in asked if name.lower() in _ALLOWED_HEADERS or name.lower().startswith(_ALLOWED_PREFIX)
+        ]
+        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = ",".join(granted)
+    if request.method != hdrs.METH_OPTIONS:
+        headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = ",".join(EXPOSED_HEADERS)
+
+
+def is_preflight(request: web.Request) -> bool:
+    return (
+        request.method == hdrs.METH_OPTIONS
+        and hdrs.ORIGIN in request.headers
+        and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+    )
+
+
+def outer(log_requests: bool = True) -> Middleware:
+    """The outermost middleware: request id, one error shape, headers that every answer has, one log line without the prompt."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get(REQUEST_ID, "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        request["id"] = request_id
+        started = time.perf_counter()
+        response = await _answer(request, handler, request_id)
+        if not response.prepared:
+            response.headers[REQUEST_ID] = request_id
+            response.headers["X-Content-Type-Options"] = "nosniff"
+        if log_requests:
+            took_ms = round((time.perf_counter() - started) * 1000, 1)
+            _log.info(
+                "%s %s",
+                request.method,
+                request.path,
+                extra={"status": response.status, "took_ms": took_ms, "request_id": request_id},
+            )
+        return response
+
+    return middleware
+
+
+async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except HttpFault as fault:
+        return fault.response()
+    except RequestError as fault:
+        return HttpFault.of(fault).response()
+    except web.HTTPMethodNotAllowed as fault:
+        allowed = ", ".join(sorted(fault.allowed_methods))
+        return HttpFault(
+            405, "method_not_allowed", f"this path answers {allowed}", headers={"Allow": allowed}
+        ).response()
+    except web.HTTPNotFound:
+        return HttpFault(
+            404, "not_found", "there is nothing at this path; see /generate, /health, /ready, /version"
+        ).response()
+    except web.HTTPException as fault:
+        return HttpFault(fault.status, "http_error", fault.reason).response()
+    except Exception:
+        _log.exception("unforeseen", extra={"request_id": request_id})
+        return HttpFault(
+            500, "internal_error", f"something unforeseen happened; look for {request_id} in the log"
+        ).response()
+
+
+def check_host(settings: ServeSettings) -> Middleware:
+    """Refuses foreign Host headers (DNS rebinding) and, where origins are listed, foreign Origins."""
+    names = {"localhost", settings.host.lower(), *(host.lower() for host in settings.allowed_host)}
+    listed = _listed(settings)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get(hdrs.HOST, "").lower()
+        if not _host_allowed(host, names):
+            raise HttpFault(403, "host_not_allowed", "this Host is not served; name it with --allowed-host")
+        origin = request.headers.get(hdrs.ORIGIN)
+        if listed and origin is not None and origin not in listed and urlsplit(origin).netloc.lower() != host:
+            raise HttpFault(403, "origin_not_allowed", "this origin may not call; name it with --cors-origin")
+        return await handler(request)
+
+    return middleware
+
+
+def _host_allowed(host: str, names: set[str]) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if host in names or name in names:
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def check_key(settings: ServeSettings) -> Middleware:
+    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but OPEN_PATHS and preflights."""
+    digests = [hashlib.sha256(key.encode()).digest() for key in read_keys(settings)]
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if digests and request.path not in OPEN_PATHS and not is_preflight(request) and not _key_fits(request, digests):
+            raise HttpFault(
+                401,
+                "invalid_api_key",
+                "send a valid key as Authorization: Bearer or X-Api-Key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return await handler(request)
+
+    return middleware
+
+
+def read_keys(settings: ServeSettings) -> list[str]:
+    """The keys of environment and file. Raises UsageError for a key file that cannot be read or holds none."""
+    keys = [key.strip() for key in settings.api_keys.split(",") if key.strip()]
+    if settings.api_key_file is not None:
+        try:
+            lines = settings.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as fault:
+            raise UsageError(f"{settings.api_key_file}: the key file cannot be read ({fault})") from fault
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise UsageError(f"{settings.api_key_file}: the key file holds no key")
+        keys += found
+    return keys
+
+
+def _key_fits(request: web.Request, digests: list[bytes]) -> bool:
+    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
+    digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+    # No short cut: every key is compared, in constant time.
+    return sum(hmac.compare_digest(digest, known) for known in digests) > 0

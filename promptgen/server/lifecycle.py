@@ -1,0 +1,141 @@
+"""The life of the process: bind, load, serve, drain, stop.
+
+The port answers at once (/health 200, /ready 503) while the model loads. SIGTERM and SIGINT drain: /ready turns 503, new work is refused,
+running work ends, exit 0. A second signal ends now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from aiohttp import web
+
+from promptgen.config import ServeSettings, describe
+from promptgen.errors import UsageError
+from promptgen.generation.async_engine import AsyncEngine
+from promptgen.server.app import make_app
+from promptgen.server.guards import read_keys
+
+KEEPALIVE_S = 75.0
+LINGERING_S = 1.0
+_EXTRA = ("status", "took_ms", "request_id")
+_log = logging.getLogger(__name__)
+
+
+async def serve(settings: ServeSettings) -> int:
+    """Serves until a signal; returns the exit code. Raises UsageError (port in use) and FileFault (model unusable)."""
+    engine = AsyncEngine(settings)
+    app = make_app(settings, engine)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_S,
+        lingering_time=LINGERING_S,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    signals = _Signals(asyncio.get_running_loop())
+    try:
+        await _bind(runner, settings)
+        _announce(settings)
+        loading = asyncio.ensure_future(engine.start())
+        await _first_of(loading, signals.first)
+        if loading.done():
+            loading.result()
+            _log.info("ready: http://%s:%d", settings.host, settings.port)
+            await signals.first
+        draining = asyncio.ensure_future(engine.drain(settings.drain_timeout_s))
+        await _first_of(draining, signals.second)
+        return 128 + signals.second.result() if signals.second.done() else 0
+    finally:
+        await runner.cleanup()
+        await engine.stop()
+        _log.info("stopped")
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+class _Signals:
+    """The first and the second SIGTERM or SIGINT, as futures of the signal's number."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first: asyncio.Future[int] = loop.create_future()
+        self.second: asyncio.Future[int] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._note, number)
+
+    def _note(self, number: int) -> None:
+        future = self.second if self.first.done() else self.first
+        if not future.done():
+            future.set_result(number)
+
+
+async def _bind(runner: web.AppRunner, settings: ServeSettings) -> None:
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except (OSError, OverflowError) as fault:
+        reason = (
+            "is in use already; choose another with --port"
+            if getattr(fault, "errno", 0) in (98, 48, 10048)
+            else f"cannot be bound: {fault}"
+        )
+        raise UsageError(f"port {settings.port} on {settings.host} {reason}") from fault
+
+
+def _announce(settings: ServeSettings) -> None:
+    for name, value in describe(settings).items():
+        _log.info("setting %s = %s", name, value)
+    if not _is_loopback(settings.host) and not read_keys(settings):
+        _log.warning(
+            "bound to %s without a key: anyone who can reach it can use it; set PROMPTGEN_API_KEYS or --api-key-file",
+            settings.host,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return all(str(info[4][0]).startswith("127.") or info[4][0] == "::1" for info in socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message, and what a request adds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        value = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        value |= {key: getattr(record, key) for key in _EXTRA if hasattr(record, key)}
+        if record.exc_info:
+            value["exception"] = self.formatException(record.exc_info)
+        return json.dumps(value, ensure_ascii=False)
+
+
+class PlainLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        extra = " ".join(f"{key}={getattr(record, key)}" for key in _EXTRA if hasattr(record, key))
+        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7} {record.getMessage()} {extra}".rstrip()
+        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+def start_logging(*, as_json: bool) -> None:
+    """Logs go to stderr. Prompt text is never logged."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if as_json else PlainLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

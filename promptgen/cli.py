@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as fault:
         print(f"promptgen: {fault.filename or 'disk'}: {fault.strerror or fault}", file=sys.stderr)
         return DiskFault.exit_code
+    except Exception:
+        traceback.print_exc()
+        print("promptgen: this is a fault of promptgen itself; please report it with the lines above", file=sys.stderr)
+        return PromptgenError.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ and a line of the settings printed at start. The command line goes over the envi
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -82,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         if f.metadata.get("secret"):
             continue
         text = f.metadata["help"] + (
-            "" if f.default in (None, (), False, dataclasses.MISSING) else f" (default {f.default})"
+            "" if f.default is None or f.default is False or f.default == () else f" (default {f.default})"
         )
         name = "--" + f.name.replace("_", "-")
         names = [name] if f.name != "samples" else [name, "-n"]

@@ -91,7 +91,8 @@ class CandidateSet:
         self.request = GenerationRequest(
             prompt_ids, text.num_samples, text.max_new_tokens, text.sampling, text.want_logprobs, text.ignore_end
         )
-        self._texts = [CandidateText(tokenizer.detokenizer(text.prompt), text.stop) for _ in range(text.num_samples)]
+        start = tokenizer.detokenizer(text.prompt)
+        self._texts = [CandidateText(start.fork(), text.stop) for _ in range(text.num_samples)]
         self._num_open = text.num_samples
 
     @property

@@ -25,6 +25,7 @@ class Engine:
 
     def __init__(self, model: Gpt2, *, end_id: int, banned_ids: Sequence[int], max_rows: int, max_queue: int) -> None:
         self.window = model.shape.window
+        self.vocabulary = model.shape.vocabulary
         self.max_rows = max_rows
         self._scheduler = Scheduler(max_rows=max_rows, max_queue=max_queue, end_id=end_id)
         self._runner = Runner(model, max_rows=max_rows, banned_ids=banned_ids, end_id=end_id)
@@ -44,6 +45,8 @@ class Engine:
         """Raises InvalidRequest for a request that no state of the engine could serve."""
         if not request.prompt_ids or request.max_new_tokens < 1 or request.num_samples < 1:
             raise InvalidRequest("a request needs a prompt, a sample and a new token at least")
+        if not all(0 <= token_id < self.vocabulary for token_id in request.prompt_ids):
+            raise InvalidRequest(f"a token id is outside the vocabulary of {self.vocabulary}")
         if request.num_samples > self.max_rows:
             raise InvalidRequest(
                 f"samples is {request.num_samples}, this service decodes {self.max_rows} at once", param="samples"
@@ -69,7 +72,8 @@ class Engine:
         except Exception:
             _log.exception("a step of %d rows failed", plan.num_rows)
             return [
-                FailureEvent(request_id, "the engine failed on this request") for request_id in self._scheduler.clear()
+                FailureEvent(request_id, "the engine failed on this request")
+                for request_id in self._scheduler.drop_running()
             ]
         events = self._scheduler.update(plan, result.token_ids, result.logprobs)
         self._stats = dataclasses.replace(

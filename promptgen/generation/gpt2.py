@@ -27,7 +27,7 @@ class Linear:
         self._plain = weight.t().contiguous()
         self._packed: Tensor | None = None
         if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._plain.to_mkldnn())
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._plain)
             self._plain = weight.new_empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:

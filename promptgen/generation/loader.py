@@ -46,8 +46,11 @@ def open_model(settings: EngineSettings) -> OpenModel:
     tokenizer = load_tokenizer(folder)
     if tokenizer.size != shape.vocabulary:
         raise FileFault(folder, f"the vocabulary has {tokenizer.size} tokens, config.json says {shape.vocabulary}")
+    if shape.window < 2:
+        raise FileFault(folder / "config.json", "n_positions must be 2 or more: a prompt and a new token")
     model = Gpt2(shape, read_weights(folder, shape))
-    _warm_up(model, tokenizer)
+    if not _gives_numbers(model, tokenizer):
+        raise FileFault(folder / "model.safetensors", "gives logits that are not finite; the weights are damaged")
     engine = Engine(
         model,
         end_id=tokenizer.end_id,
@@ -63,13 +66,11 @@ def open_model(settings: EngineSettings) -> OpenModel:
 
 
 @torch.inference_mode()
-def _warm_up(model: Gpt2, tokenizer: Tokenizer) -> None:
-    """A first short run, so that no request pays for one-time set-up; it also shows that the weights give numbers."""
+def _gives_numbers(model: Gpt2, tokenizer: Tokenizer) -> bool:
+    """Whether a first short run gives finite logits. It also pays for one-time set-up, so that no request does."""
     length = min(SELF_TEST_TOKENS, model.shape.window - 1)
     logits, keys, values = model.prefill([[tokenizer.begin_id] * length])
     cache = model.new_cache(2)
     cache.fork(keys[:, 0], values[:, 0], 0, 2)
-    if length + 1 <= model.shape.window:
-        logits = model.decode(torch.tensor([tokenizer.begin_id] * 2), torch.tensor([length] * 2), cache, length + 1)
-    if not bool(torch.isfinite(logits).all()):
-        raise FileFault("model.safetensors", "gives logits that are not finite; the weights are damaged")
+    logits = model.decode(torch.tensor([tokenizer.begin_id] * 2), torch.tensor([length] * 2), cache, length + 1)
+    return bool(torch.isfinite(logits).all())

@@ -51,5 +51,6 @@ def gumbel(keys: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
     golden = _signed(_GOLDEN)
     at_position = mix_tensor(keys + (positions + 1) * golden)
     bits = _shift(mix_tensor(at_position[:, None] + (token_ids + 1) * golden), 11)  # 53 bits
-    uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
+    # 2**53 - 1 + 0.5 rounds up to 2**53; the largest double under 1 keeps the noise finite.
+    uniform = ((bits.to(torch.float64) + 0.5) * 2.0**-53).clamp_(max=1 - 2.0**-53)
     return uniform.log_().neg_().log_().neg_()

@@ -84,8 +84,9 @@ class Runner:
         if penalized:
             self._seen[torch.arange(num_rows), token_ids] = True
         logprobs = [0.0] * num_rows
-        if bool(self._wants_logprob[:num_rows].any()):
-            logprobs = chosen_logprobs(logits, token_ids).tolist()
+        wanted = self._wants_logprob[:num_rows]
+        if bool(wanted.any()):
+            logprobs = chosen_logprobs(logits, token_ids).where(wanted, 0.0).tolist()
         return StepResult(token_ids.tolist(), logprobs)
 
     def _move_row(self, source: int, target: int) -> None:

@@ -80,5 +80,5 @@ def sample(logits: Tensor, positions: Tensor, rows: RowSampling) -> Tensor:
 
 
 def chosen_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Log-probability [R] of the chosen tokens [R] under the model itself, at temperature 1 and without truncation."""
+    """Log-probability [R] of the chosen tokens [R] at temperature 1, without penalty or truncation, among the tokens that may be drawn."""
     return logits.gather(1, token_ids[:, None])[:, 0] - logits.logsumexp(dim=1)

@@ -121,11 +121,10 @@ class Scheduler:
             self.waiting = deque(entry for entry in self.waiting if entry[0] != request_id)
         self._remove([r for r, s in enumerate(self.rows) if s.request_id == request_id and sample in (None, s.sample)])
 
-    def clear(self) -> list[int]:
-        """Drops everything and returns the ids of the requests that were running or waiting."""
-        dropped = dict.fromkeys([s.request_id for s in self.rows] + [request_id for request_id, _ in self.waiting])
+    def drop_running(self) -> list[int]:
+        """Empties all rows and returns the ids of the requests that stood in them. Waiting ones stay."""
+        dropped = dict.fromkeys(sequence.request_id for sequence in self.rows)
         self.rows.clear()
-        self.waiting.clear()
         self._moves.clear()
         return list(dropped)
 

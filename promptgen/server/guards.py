@@ -114,7 +114,7 @@ def outer(log_requests: bool = True) -> Middleware:
             _log.info(
                 "%s %s",
                 request.method,
-                request.path,
+                request.rel_url.raw_path[:200],
                 extra={"status": response.status, "took_ms": took_ms, "request_id": request_id},
             )
         return response

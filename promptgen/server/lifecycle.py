@@ -41,7 +41,7 @@ async def serve(settings: ServeSettings) -> int:
         lingering_time=LINGERING_S,
         access_log=None,
         handle_signals=False,
-        shutdown_timeout=1.0,
+        shutdown_timeout=5.0,
     )
     await runner.setup()
     signals = _Signals(asyncio.get_running_loop())

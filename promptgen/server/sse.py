@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiohttp import web
@@ -28,6 +30,7 @@ from promptgen.server.faults import HttpFault
 HEARTBEAT_S = 15.0
 STALLED_READER_S = 30.0
 _DONE = b"data: [DONE]\n\n"
+_log = logging.getLogger(__name__)
 
 
 async def stream_answer(
@@ -35,32 +38,44 @@ async def stream_answer(
 ) -> web.StreamResponse:
     """Sends the answer as events. The first delta is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
     started = time.perf_counter()
-    if body.is_blank:
-        response = await _open(request)
-        await _send(response, _event({"result": [], "time": 0}) + _DONE)
-        return response
-    async with contextlib.aclosing(engine.stream(asked, first_token_timeout_s=timeout_s)) as deltas:
-        first = await anext(deltas)
-        response = await _open(request)
-        await _send(response, _echo(body, asked) + _encode(first, body, asked, engine, started))
+    response = _new_response(request)
+    async with contextlib.aclosing(_events(engine, body, asked, timeout_s, started)) as events:
+        first = await anext(events)
         try:
-            pending = asyncio.ensure_future(anext(deltas, None))
+            await response.prepare(request)
+            await _send(response, first)
+            async for event in events:
+                await _send(response, event)
+        except ConnectionResetError:
+            _log.info("the reader of a stream left", extra={"request_id": request["id"]})
+    return response
+
+
+async def _events(
+    engine: AsyncEngine, body: schema.GenerateBody, asked: TextRequest, timeout_s: float, started: float
+) -> AsyncGenerator[bytes, None]:
+    """The stream as bytes to send. Raises RequestError only before the first of them."""
+    if body.is_blank:
+        yield _event({"result": [], "time": 0}) + _DONE
+        return
+    async with contextlib.aclosing(engine.stream(asked, first_token_timeout_s=timeout_s)) as deltas:
+        yield _encode(await anext(deltas), body, asked, engine, started, before=_echo(body, asked))
+        pending = asyncio.ensure_future(anext(deltas, None))
+        try:
             while True:
                 done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT_S)
                 if not done:
-                    await _send(response, b": still here\n\n")
-                    continue
-                delta = pending.result()
-                if delta is None:
+                    yield b": still here\n\n"
+                elif (delta := pending.result()) is None:
                     break
-                await _send(response, _encode(delta, body, asked, engine, started))
-                pending = asyncio.ensure_future(anext(deltas, None))
+                else:
+                    pending = asyncio.ensure_future(anext(deltas, None))
+                    yield _encode(delta, body, asked, engine, started)
         except RequestError as fault:
-            await _send(response, _event(HttpFault.of(fault).body()))
+            yield _event(HttpFault.of(fault).body())
         finally:
             await _settle(pending)
-        await _send(response, _DONE)
-    return response
+    yield _DONE
 
 
 async def _settle(pending: asyncio.Future[Delta | None]) -> None:
@@ -70,8 +85,8 @@ async def _settle(pending: asyncio.Future[Delta | None]) -> None:
         await pending
 
 
-async def _open(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(
+def _new_response(request: web.Request) -> web.StreamResponse:
+    return web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream",
             "Cache-Control": "no-store",
@@ -80,8 +95,6 @@ async def _open(request: web.Request) -> web.StreamResponse:
             "X-Content-Type-Options": "nosniff",
         }
     )
-    await response.prepare(request)
-    return response
 
 
 async def _send(response: web.StreamResponse, data: bytes) -> None:
@@ -97,18 +110,26 @@ def _echo(body: schema.GenerateBody, asked: TextRequest) -> bytes:
     return b"".join(_event({"index": i, "text": body.context}) for i in range(asked.num_samples)) if body.echo else b""
 
 
-def _encode(delta: Delta, body: schema.GenerateBody, asked: TextRequest, engine: AsyncEngine, started: float) -> bytes:
+def _encode(
+    delta: Delta,
+    body: schema.GenerateBody,
+    asked: TextRequest,
+    engine: AsyncEngine,
+    started: float,
+    *,
+    before: bytes = b"",
+) -> bytes:
     match delta:
         case Piece(sample, text):
-            return _event({"index": sample, "text": text})
+            return before + _event({"index": sample, "text": text})
         case Finished(sample, candidate):
-            return _event({"index": sample, "finish_reason": candidate.finish_reason})
+            return before + _event({"index": sample, "finish_reason": candidate.finish_reason})
         case Answer():
             total_s = time.perf_counter() - started
             value: dict[str, Any] = {"result": schema.results(body, delta), "time": round(total_s, 6)}
             if body.details:
                 value |= schema.details(body, asked, delta, engine.info.name if engine.info else "", total_s)
-            return _event(value)
+            return before + _event(value)
 
 
 def _event(value: dict[str, Any]) -> bytes:

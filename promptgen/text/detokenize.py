@@ -49,6 +49,7 @@ class TextJoiner:
     def __init__(self, *, after: Iterable[str] = (), ends_with_space: bool = False, glue_digits: bool = False) -> None:
         self._glue_digits = glue_digits
         self._last = _Class.DENSE
+        self._last_is_one_digit = False
         self._pending = ""  # white space to give out before the next visible piece
         self._blank = True  # nothing visible yet: leading white space is dropped
         for token in after:
@@ -62,7 +63,7 @@ class TextJoiner:
             return ""
         if (gap := _BREAKS.get(token)) is not None:
             self._hold(gap)
-            self._last = _Class.DENSE
+            self._last, self._last_is_one_digit = _Class.DENSE, False
             return ""
         if token.startswith("##") and len(token) > 2:
             text = token[2:]
@@ -74,13 +75,14 @@ class TextJoiner:
                 self._hold(" ")
         piece = text if self._blank else self._pending + text
         self._pending, self._blank, self._last = "", False, this
+        self._last_is_one_digit = this is _Class.DIGITS and len(token) == 1
         return piece
 
     def _wants_space(self, this: _Class, text: str) -> bool:
         if this is _Class.LETTERS:
             return self._last is not _Class.DENSE
         if this is _Class.DIGITS:
-            if self._glue_digits and len(text) == 1 and self._last is _Class.DIGITS:
+            if self._glue_digits and len(text) == 1 and self._last_is_one_digit:
                 return False
             return self._last in (_Class.LETTERS, _Class.DIGITS)
         return False

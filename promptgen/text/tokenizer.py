@@ -13,6 +13,7 @@ import codecs
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import copy
 from math import log
 from multiprocessing import get_context
 from os import cpu_count
@@ -24,7 +25,7 @@ import tokenizers
 from promptgen.errors import FileFault
 from promptgen.text.detokenize import TextJoiner
 from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
-from promptgen.text.words import Kind, clean, runs
+from promptgen.text.words import SPECIAL_TOKENS, Kind, clean, runs
 
 MAX_SPACED_RUN = 100  # a longer run of letters (not language, base64 say) is one [UNK], as in BERT
 _UNKNOWN_COST = 40.0  # of one character that the vocabulary lacks; dearer than any word
@@ -32,8 +33,12 @@ _BULK_CHUNK = 2000  # texts a worker takes at a time
 
 
 class Detokenizer(Protocol):
-    """Turns the ids of one candidate into text as they come. `push` and `finish` return what can be shown now."""
+    """Turns the ids of one candidate into text as they come. `push` and `finish` return what can be shown now.
 
+    `fork` gives another one in the same state: the candidates of a prompt begin alike.
+    """
+
+    def fork(self) -> Detokenizer: ...
     def push(self, token_id: int) -> str: ...
     def finish(self) -> str: ...
 
@@ -169,17 +174,27 @@ class _WordDetokenizer:
     def __init__(self, tokenizer: BertWordTokenizer, prompt: str) -> None:
         self._tokens = tokenizer.vocabulary.tokens
         self._joiner = TextJoiner(
-            # The last few tokens decide about a space; more need not be looked at.
-            after=tokenizer.tokenize(prompt[-200:]),
+            after=_last_word(tokenizer, prompt),
             ends_with_space=prompt[-1:].isspace(),
             glue_digits=tokenizer.glue_digits,
         )
+
+    def fork(self) -> _WordDetokenizer:
+        other = copy(self)
+        other._joiner = copy(self._joiner)
+        return other
 
     def push(self, token_id: int) -> str:
         return self._joiner.push(self._tokens[token_id])
 
     def finish(self) -> str:
         return ""
+
+
+def _last_word(tokenizer: BertWordTokenizer, prompt: str) -> list[str]:
+    """The token that decides whether a space follows the prompt. What the vocabulary lacks stands in the text all the same."""
+    last = tokenizer.tokenize(prompt[-MAX_SPACED_RUN - 1 :])[-1:]
+    return [prompt.rstrip()[-1]] if last and last[0] in SPECIAL_TOKENS else last
 
 
 class BytePairTokenizer:
@@ -204,14 +219,17 @@ class BytePairTokenizer:
             raise FileFault(folder, "the BPE vocabulary has no <|endoftext|> token to end a document")
         self.begin_id = self.end_id = end
         added: dict[int, tokenizers.AddedToken] = self._inner.get_added_tokens_decoder()
-        self.banned_ids: tuple[int, ...] = tuple(sorted(i for i, token in added.items() if token.special and i != end))
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.banned_ids: tuple[int, ...] = tuple(sorted(self._special_ids - {end}))
 
     @property
     def size(self) -> int:
         return int(self._inner.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        return list(self._inner.encode(text, add_special_tokens=False).ids)
+        # Half a surrogate pair is no character; the library takes none.
+        whole = text.encode("utf-8", "ignore").decode("utf-8")
+        return list(self._inner.encode(whole, add_special_tokens=False).ids)
 
     def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """`encode` of each text, in order; the library uses all cores."""
@@ -225,18 +243,24 @@ class BytePairTokenizer:
         return str(self._inner.decode(list(ids), skip_special_tokens=True))
 
     def detokenizer(self, prompt: str) -> Detokenizer:
-        return _ByteDetokenizer(self._inner)
+        return _ByteDetokenizer(self._inner, self._special_ids)
 
 
 class _ByteDetokenizer:
     """Gives out whole characters only: a token may end within one."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, special_ids: frozenset[int]) -> None:
         self._inner = inner
+        self._special_ids = special_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
+    def fork(self) -> _ByteDetokenizer:
+        other = _ByteDetokenizer(self._inner, self._special_ids)
+        other._utf8.setstate(self._utf8.getstate())
+        return other
+
     def push(self, token_id: int) -> str:
-        token = self._inner.id_to_token(token_id) or ""
+        token = "" if token_id in self._special_ids else self._inner.id_to_token(token_id) or ""
         return self._utf8.decode(bytes(_BYTE_OF[c] for c in token if c in _BYTE_OF))
 
     def finish(self) -> str:

@@ -83,13 +83,19 @@ def detect_encoding(path: Path) -> str:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
-    number = 0
-    try:
-        with path.open(encoding=encoding, newline=None) as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - the number is for the error below
-                yield line
-    except UnicodeError as fault:
-        raise FileFault(path, f"line {number + 1} is not {encoding.removesuffix('-sig')}") from fault
+    if encoding == "utf-16":
+        try:
+            with path.open(encoding=encoding) as file:
+                yield from file
+        except UnicodeError as fault:
+            raise FileFault(path, f"is cut or damaged: {fault}") from fault
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode(encoding if number == 1 else encoding.removesuffix("-sig"))
+            except UnicodeDecodeError as fault:
+                raise FileFault(path, f"line {number} is not {encoding.removesuffix('-sig')}") from fault
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
@@ -106,8 +112,9 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 def _holds_dialogues(lines: Iterator[str]) -> bool:
     """Whether nearly all blocks between blank lines have an even number of lines, as questions and answers do."""
-    blocks = list(_blocks(islice(lines, _PROBE_LINES)))
-    whole = blocks[:-1]  # the last one may be cut by the probe
+    probe = list(islice(lines, _PROBE_LINES))
+    blocks = list(_blocks(probe))
+    whole = blocks[:-1] if len(probe) == _PROBE_LINES else blocks  # the last one may be cut by the probe
     return len(whole) >= 2 and sum(len(block) % 2 == 0 for block in whole) >= 0.9 * len(whole)
 
 

@@ -129,18 +129,12 @@ def prepare(
 
 def load_part(folder: Path, part: str) -> TokenFile:
     """Maps "train" or "valid" of a prepared folder. Raises FileFault if the folder is none, or a file was cut."""
+    path = folder / f"{part}.tokens.bin"
+    dtype = _read_dtype(folder / "meta.json")
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if meta.get("format") != FORMAT:
-            raise FileFault(folder / "meta.json", f"is not of the format {FORMAT}; make it anew with promptgen prepare")
         offsets = np.fromfile(folder / f"{part}.offsets.bin", dtype=np.int64)
-        path = folder / f"{part}.tokens.bin"
-        tokens = (
-            np.memmap(path, dtype=np.dtype(meta["dtype"]), mode="r")
-            if path.stat().st_size
-            else np.zeros(0, np.dtype(meta["dtype"]))
-        )
-    except (OSError, ValueError, KeyError) as fault:
+        tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+    except (OSError, ValueError) as fault:
         raise FileFault(folder, f"is not a folder that promptgen prepare wrote: {fault}") from fault
     if not len(offsets) or offsets[-1] != len(tokens):
         raise FileFault(
@@ -148,6 +142,17 @@ def load_part(folder: Path, part: str) -> TokenFile:
             f"holds {len(tokens)} tokens, its offsets say {offsets[-1] if len(offsets) else 'nothing'}; make it anew",
         )
     return TokenFile(tokens, offsets)
+
+
+def _read_dtype(path: Path) -> np.dtype[Any]:
+    """What meta.json says of the ids' width. Raises FileFault for a file that promptgen prepare did not write."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise FileFault(path.parent, f"is not a folder that promptgen prepare wrote: {fault}") from fault
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("dtype") not in ("uint16", "uint32"):
+        raise FileFault(path, f"is not of the format {FORMAT}; make it anew with promptgen prepare")
+    return np.dtype(meta["dtype"])
 
 
 def pack_rows(

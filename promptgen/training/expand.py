@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from promptgen.errors import FileFault, UsageError
 
@@ -126,6 +127,7 @@ def load_field(folder: Path) -> Field:
             raise FileFault(path, f"unknown keys {sorted(unknown)}; see data/README.md")
         if twice := lists.keys() & table.get("lists", {}).keys():
             raise FileFault(path, f"lists defined in another file of the folder already: {sorted(twice)}")
+        _check_types(path, table)
         prompts += table.get("prompts", [])
         dialogues += [tuple(turns) for turns in table.get("dialogues", [])]
         lists |= table.get("lists", {})
@@ -133,6 +135,28 @@ def load_field(folder: Path) -> Field:
     if not entities:
         raise FileFault(folder, "holds no [[entities]] in any *.toml")
     return Field(folder.name, tuple(prompts), tuple(dialogues), lists, tuple(entities))
+
+
+def _check_types(path: Path, table: Mapping[str, Any]) -> None:
+    """Raises FileFault naming what is not as data/README.md says."""
+
+    def are_texts(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+    if not are_texts(table.get("prompts", [])):
+        raise FileFault(path, "prompts must be a list of texts")
+    dialogues = table.get("dialogues", [])
+    if not isinstance(dialogues, list) or not all(map(are_texts, dialogues)):
+        raise FileFault(path, "dialogues must be a list of lists of texts")
+    for name, value in table.get("lists", {}).items():
+        if not are_texts(value):
+            raise FileFault(path, f"the list {name} must be a list of texts")
+    for number, entity in enumerate(table.get("entities", []), 1):
+        if not isinstance(entity.get("name"), str):
+            raise FileFault(path, f"entity {number} has no name")
+        for key, value in entity.items():
+            if not isinstance(value, str) and not are_texts(value):
+                raise FileFault(path, f"{key} of {entity['name']} must be a text or a list of texts")
 
 
 def load_fields(root: Path) -> list[Field]:
@@ -196,10 +220,14 @@ def expand(
 
 
 def faults(source: Field) -> Iterator[str]:
-    """Every fault a program can see: unknown or unused keys, patterns about nothing, slips of grammar in drawn lines."""
+    """Every fault a program can see: unknown keys, items listed twice, patterns about nothing, slips of grammar in drawn lines."""
     entity_keys = {key for entity in source.entities for key in entity}
     names = Counter(str(entity.get("name")) for entity in source.entities)
     yield from (f"entity {name!r} stands {n} times" for name, n in names.items() if n > 1)
+    for holder, values in [("lists", source.lists), *((str(e["name"]), e) for e in source.entities)]:
+        for key, value in values.items():
+            if not isinstance(value, str) and len(set(value)) < len(value):
+                yield f"{key} of {holder} lists an item twice"
     for kind in ("prompts", "dialogues"):
         for pattern in source.patterns(kind):
             keys = source.keys_used(pattern)
@@ -285,7 +313,12 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
 
     `root/corpus.toml` says how many lines each field gives: `[prompts]` and `[dialogues]`, a number by field, `default` for the rest.
     """
-    targets = tomllib.loads((root / "corpus.toml").read_text(encoding="utf-8"))
+    try:
+        targets = tomllib.loads((root / "corpus.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as fault:
+        raise FileFault(
+            root / "corpus.toml", f"cannot be read, it says how many lines each field gives: {fault}"
+        ) from fault
     out.mkdir(parents=True, exist_ok=True)
     fields = load_fields(root)
     by_field: dict[str, dict[str, int]] = {source.name: {} for source in fields}

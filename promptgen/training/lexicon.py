@@ -1,6 +1,6 @@
 """Builds a word vocabulary from a corpus: `promptgen vocab CORPUS... --out DIR`.
 
-Candidates for Chinese words come from a segmenter (rjieba), pieces for Latin words from a WordPiece trainer (tokenizers); both are needed here
+Candidates for Chinese words come from a segmenter (rjieba), pieces of Latin words from merges (training/pieces.py); both are needed here
 only. Then the corpus is split with the candidates by the very code that trains and answers, and the words
 it really uses are kept, in order of frequency.
 """
@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import tokenizers
-
 from promptgen.errors import FileFault, UsageError
 from promptgen.text.tokenizer import BertWordTokenizer
 from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS, Kind, clean, runs
 from promptgen.training.corpus import find_files, read_documents
+from promptgen.training.pieces import learn_pieces
 
 LATIN_SHARE = 0.22  # of the vocabulary, at most, for pieces of Latin words
 _CANDIDATE_FACTOR = 3  # Chinese candidate words tried for each place
@@ -76,20 +75,12 @@ def _letters_and_digits(spaced: Iterable[str]) -> list[str]:
 
 
 def _latin_pieces(spaced: Counter[str], size: int) -> list[str]:
-    """Pieces by the WordPiece trainer of `tokenizers`, from the words' letters alone."""
+    """Pieces of the words' letters; digits and inner marks stand alone."""
     words: Counter[str] = Counter()
     for run, count in spaced.items():
         for word in re.findall(r"[^\W\d_]+", run):
             words[word] += count
-    if not words:
-        return []
-    inner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, min_frequency=_MIN_WORD_COUNT, show_progress=False)
-    repeated = (" ".join([word] * min(count, 2000)) for word, count in sorted(words.items()))
-    inner.train_from_iterator(repeated, trainer)
-    vocab: dict[str, int] = inner.get_vocab()
-    return sorted(vocab, key=lambda piece: vocab[piece])
+    return learn_pieces(words, size, _MIN_WORD_COUNT)
 
 
 def _chinese_words(dense: Counter[str], num_candidates: int) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from promptgen.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -19,7 +21,7 @@ class TrainConfig:
     heads: int = 4
     window: int = 256
     dropout: float = 0.0
-    epochs: float = 2.2
+    epochs: float = 2.0
     row_length: int = 128
     rows_per_step: int = 48
     learning_rate: float = 2e-3
@@ -30,6 +32,18 @@ class TrainConfig:
     shifted_share: float = 0.1
     validations: int = 8  # over the whole run
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for numbers that no run could use."""
+        for name in ("layers", "width", "heads", "window", "row_length", "rows_per_step", "validations"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, is {getattr(self, name)}")
+        if self.epochs <= 0 or self.learning_rate <= 0:
+            raise UsageError("--epochs and --learning-rate must be over 0")
+        if self.width % self.heads:
+            raise UsageError(f"--width {self.width} is not a multiple of --heads {self.heads}")
+        if self.row_length > self.window:
+            raise UsageError(f"--row-length {self.row_length} is longer than --window {self.window}")
 
     @classmethod
     def defaults(cls) -> dict[str, int | float]:

@@ -96,6 +96,11 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
     model = _make_model(config, vocabulary, data, start_from)
     steps_per_epoch = math.ceil(len(train_part.tokens) / (config.row_length * config.rows_per_step))
     num_steps = max(1, round(config.epochs * steps_per_epoch))
+    num_cut = int((np.diff(train_part.offsets) > config.row_length).sum())
+    if num_cut:
+        print(
+            f"{num_cut} documents are longer than --row-length {config.row_length} and are cut there", file=sys.stderr
+        )
     optimizer = _optimizer(model, config)
     bf16 = _multiplies_bf16()
     out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,7 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
         (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics,
         tqdm(total=num_steps, desc="train", unit=" steps", disable=None) as bar,
     ):
-        for step, batch in enumerate(_endless(train_part, config)):
+        for step, batch in enumerate(_endless(train_part, config, model.config.n_positions)):
             if step == num_steps:
                 break
             rate = learning_rate(step, num_steps, config)
@@ -153,7 +158,13 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
     save_model(model, out, vocabulary)
     figures = {
         "training": asdict(config)
-        | {"steps": num_steps, "tokens": trained_tokens, "seconds": round(time.perf_counter() - started), "bf16": bf16}
+        | {
+            "steps": num_steps,
+            "documents_cut": num_cut,
+            "tokens": trained_tokens,
+            "seconds": round(time.perf_counter() - started),
+            "bf16": bf16,
+        }
     }
     return write_eval(out, data, config.row_length, figures)
 
@@ -170,14 +181,14 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
 
 def save_model(model: GPT2LMHeadModel, out: Path, vocabulary: Vocabulary) -> None:
     """Writes config.json, generation_config.json, model.safetensors (float16, the tied head left out) and vocab.txt."""
-    config = model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
-    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     names = [
         n for n in model.state_dict() if n != "lm_head.weight" and not n.endswith((".attn.bias", ".attn.masked_bias"))
     ]
     weights = {n: model.state_dict()[n].detach().to(torch.float16).contiguous() for n in names}
     if not all(torch.isfinite(w).all() for w in weights.values()):
         raise NumericalFailure("a weight is not finite in float16; nothing was saved")
+    config = model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial = out / "model.safetensors.partial"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.replace(out / "model.safetensors")
@@ -195,15 +206,16 @@ def write_eval(
     loss, num_tokens = evaluate(model, valid, row_length)
     unknown = counts.get("unknown_tokens", 0) / max(1, counts["tokens"])
     per_character = loss * num_tokens / max(1, counts.get("valid_characters", 0))
+    measured = num_tokens > 0  # with nothing held out there is nothing to say
     report = {
         "held_out": {
             "documents": len(valid),
             "tokens": num_tokens,
             "characters": counts.get("valid_characters", 0),
-            "loss_per_token": round(loss, 4),
-            "perplexity_per_token": round(math.exp(loss), 3),
-            "loss_per_character": round(per_character, 4),
-            "perplexity_per_character": round(math.exp(per_character), 3),
+            "loss_per_token": round(loss, 4) if measured else None,
+            "perplexity_per_token": round(math.exp(loss), 3) if measured else None,
+            "loss_per_character": round(per_character, 4) if measured else None,
+            "perplexity_per_character": round(math.exp(per_character), 3) if measured else None,
         },
         "unknown_token_share": round(unknown, 8),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -234,15 +246,15 @@ def _check_vocabulary(model_folder: Path, data: Path) -> None:
 
 
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, data: Path, start_from: Path | None) -> GPT2LMHeadModel:
-    if config.width % config.heads:
-        raise UsageError(f"--width {config.width} is not a multiple of --heads {config.heads}")
-    if config.row_length > config.window:
-        raise UsageError(f"--row-length {config.row_length} is longer than --window {config.window}")
     torch.manual_seed(config.seed)
     if start_from is None:
         return GPT2LMHeadModel(gpt2_config(config, vocabulary))
     _check_vocabulary(start_from, data)
     model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(start_from, dtype=torch.float32)
+    if config.row_length > model.config.n_positions:
+        raise UsageError(
+            f"--row-length {config.row_length} is longer than the window of {start_from}, {model.config.n_positions}"
+        )
     return model
 
 
@@ -253,7 +265,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
-def _endless(part: TokenFile, config: TrainConfig) -> Iterator[Batch]:
+def _endless(part: TokenFile, config: TrainConfig, window: int) -> Iterator[Batch]:
     epoch = 0
     while True:
         order = np.random.default_rng([config.seed, epoch])
@@ -262,7 +274,7 @@ def _endless(part: TokenFile, config: TrainConfig) -> Iterator[Batch]:
             config.row_length,
             config.rows_per_step,
             order=order,
-            window=config.window,
+            window=window,
             shifted_share=config.shifted_share,
         )
         epoch += 1

@@ -1,0 +1,58 @@
+# promptgen: what there is to run. Every target installs what it needs into .venv first.
+#   make serve    the service on 127.0.0.1:5005 (PROMPTGEN_PORT and other PROMPTGEN_* settings apply)
+#   make test     the whole test suite
+#   make check    ruff, mypy --strict, import contract, corpus tables
+#   make bench    latency figures, kept in bench/results/
+#   make model    vocabulary, data and model anew from data/, then its figures
+#   make install  .venv with everything the other targets need
+#   make clean    removes .venv and everything built
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORPUS := build/corpus
+PREPARED := build/prepared
+MODEL := model/final_model
+
+.PHONY: serve test check bench model install clean
+.DELETE_ON_ERROR:
+
+# Serving needs the package alone; the other targets need the extras. A changed setup.cfg installs anew.
+$(VENV)/.serve: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("promptgen needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.all: $(VENV)/.serve
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,train,bench]'
+	touch $@
+
+install: $(VENV)/.all
+
+serve: $(VENV)/.serve
+	exec $(BIN)/python web.py
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/promptgen expand data --check
+
+bench: $(VENV)/.all
+	$(BIN)/python -m bench.latency --save
+
+model: $(VENV)/.all
+	$(BIN)/promptgen expand data --out $(CORPUS)
+	$(BIN)/promptgen vocab $(CORPUS) --out vocab
+	$(BIN)/promptgen prepare $(CORPUS)/prompts.train.txt $(CORPUS)/dialogues.train.txt \
+	  --valid-corpus $(CORPUS)/prompts.valid.txt $(CORPUS)/dialogues.valid.txt --vocab vocab --out $(PREPARED)
+	$(BIN)/promptgen train $(PREPARED) --out $(MODEL)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,397 @@
+"""The engine behind an event loop: answers, cancellation, overload, deadlines, failures, drain and stop, with the loop free throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptgen.config import EngineSettings
+from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure, FileFault, Overloaded
+from promptgen.generation.async_engine import AsyncEngine, Delta
+from promptgen.generation.candidates import Finished, Piece
+from promptgen.generation.engine import Engine
+from promptgen.generation.gpt2 import Gpt2
+from promptgen.generation.loader import ModelInfo, OpenModel, open_model
+from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.request import Answer, Event, Sampling, TextRequest
+from promptgen.text.tokenizer import BertWordTokenizer
+from promptgen.text.vocabulary import Vocabulary
+
+TOKENIZER = BertWordTokenizer(
+    Vocabulary.of(["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", *"高血压要注意饮食睡眠运动，。", "hello", "world"])
+)
+SHAPE = Gpt2Shape(vocabulary=TOKENIZER.size, window=64, width=16, layers=1, heads=2, inner=64, epsilon=1e-5)
+FULL = TextRequest("高血压", 2, 30, Sampling(seed=5), ignore_end=True)
+
+
+class SlowEngine(Engine):
+    """Each step takes `pause_s` longer; `breaks` lets the next step raise out of the engine."""
+
+    pause_s = 0.0
+    breaks = False
+
+    def step(self) -> list[Event]:
+        time.sleep(self.pause_s)
+        if self.breaks:
+            raise RuntimeError("broken on purpose")
+        return super().step()
+
+
+def loader(pause_s: float = 0.0) -> Callable[[EngineSettings], OpenModel]:
+    def load(settings: EngineSettings) -> OpenModel:
+        generator = torch.Generator().manual_seed(1)
+        weights = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in SHAPE.tensors().items()}
+        engine = SlowEngine(
+            Gpt2(SHAPE, weights),
+            end_id=TOKENIZER.end_id,
+            banned_ids=TOKENIZER.banned_ids,
+            max_rows=settings.max_rows,
+            max_queue=settings.max_queue,
+        )
+        engine.pause_s = pause_s
+        return OpenModel(TOKENIZER, engine, ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2))
+
+    return load
+
+
+@contextlib.asynccontextmanager
+async def running(*, pause_s: float = 0.0, max_rows: int = 16, max_queue: int = 100) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(EngineSettings(max_rows=max_rows, max_queue=max_queue), loader(pause_s))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def collect(engine: AsyncEngine, request: TextRequest, into: list[Delta]) -> None:
+    async for delta in engine.stream(request):
+        into.append(delta)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def is_empty(engine: AsyncEngine) -> bool:
+    return engine.num_active == engine.stats.num_rows == engine.stats.num_waiting == 0
+
+
+def in_loop(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 30))
+
+
+def the_engine(engine: AsyncEngine) -> SlowEngine:
+    model = engine._model
+    assert model is not None
+    assert isinstance(model.engine, SlowEngine)
+    return model.engine
+
+
+def test_it_goes_from_new_to_ready_to_stopped() -> None:
+    async def scenario() -> None:
+        engine = AsyncEngine(EngineSettings(max_rows=3), loader())
+        assert (engine.state, engine.info, engine.stats.max_rows) == ("new", None, 0)
+        starting = asyncio.ensure_future(engine.start())
+        await asyncio.sleep(0)
+        assert engine.state == "loading"
+        with pytest.raises(Overloaded, match="loading"):
+            await engine.answer(FULL)
+        await starting
+        assert engine.state == "ready"
+        assert engine.info is not None
+        assert (engine.info.name, engine.stats.max_rows) == ("small", 3)
+        await engine.stop()
+        assert engine.state == "stopped"
+        with pytest.raises(Overloaded, match="stopped"):
+            await engine.answer(FULL)
+
+    in_loop(scenario())
+
+
+def test_a_model_that_cannot_be_loaded_gives_its_fault_and_the_state_failed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = AsyncEngine(EngineSettings(model=tmp_path / "nowhere"))
+        with pytest.raises(FileFault, match="nowhere"):
+            await engine.start()
+        assert engine.state == "failed"
+        assert isinstance(engine.fault, FileFault)
+        with pytest.raises(Overloaded, match="failed"):
+            await engine.answer(FULL)
+        await engine.stop()
+        assert engine.state == "failed"
+
+    in_loop(scenario())
+
+
+def test_the_answer_is_the_collected_stream() -> None:
+    async def scenario() -> None:
+        async with running() as engine:
+            deltas: list[Delta] = []
+            await collect(engine, FULL, deltas)
+            *before, answer = deltas
+            assert isinstance(answer, Answer)
+            assert (answer.num_prompt_tokens, answer.num_completion_tokens) == (4, 60)
+            for sample, candidate in enumerate(answer.candidates):
+                own = [d for d in before if not isinstance(d, Answer) and d.sample == sample]
+                assert "".join(d.text for d in own if isinstance(d, Piece)) == candidate.completion
+                assert own[-1] == Finished(sample, candidate)
+            assert (await engine.answer(FULL)).candidates == answer.candidates
+            assert min(answer.queue_s, answer.prefill_s, answer.decode_s) >= 0
+
+    in_loop(scenario())
+
+
+def test_a_request_that_cannot_fit_is_refused_before_it_starts() -> None:
+    async def scenario() -> None:
+        async with running() as engine:
+            with pytest.raises(ContextLengthExceeded):
+                await engine.answer(TextRequest("高血压", 1, 65))
+            assert engine.stats.num_steps == 0
+            assert is_empty(engine)
+
+    in_loop(scenario())
+
+
+def test_closing_the_stream_frees_its_rows() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.01) as engine:
+            stream = engine.stream(FULL)
+            await anext(stream)
+            assert (engine.stats.num_rows, engine.num_active) == (2, 1)
+            await stream.aclose()
+            await until(lambda: is_empty(engine))
+            assert engine.stats.num_steps < 30
+
+    in_loop(scenario())
+
+
+def test_cancelling_the_task_frees_its_rows_and_its_place_in_the_queue() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.01, max_rows=2) as engine:
+            tasks = [asyncio.create_task(engine.answer(FULL)) for _ in range(3)]
+            await until(lambda: engine.stats.num_rows == 2 and engine.stats.num_waiting == 2)
+            for task in tasks:
+                task.cancel()
+            assert all(
+                isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True)
+            )
+            await until(lambda: is_empty(engine))
+            assert engine.stats.num_steps < 30
+
+    in_loop(scenario())
+
+
+def test_a_stop_string_frees_the_row_of_its_candidate() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.01) as engine:
+            whole = (await engine.answer(FULL)).candidates[0].completion
+            before = engine.stats.num_steps
+            request = TextRequest("高血压", 1, 30, Sampling(seed=5), (whole[0],), ignore_end=True)
+            (candidate,) = (await engine.answer(request)).candidates
+            assert (candidate.completion, candidate.finish_reason) == ("", "stop")
+            await until(lambda: is_empty(engine))
+            assert engine.stats.num_steps - before < 10
+
+    in_loop(scenario())
+
+
+def test_fifty_requests_with_random_cancellations_leave_nothing_behind() -> None:
+    draw = random.Random(3)
+
+    async def walk_away(engine: AsyncEngine, num_deltas: int) -> None:
+        async with contextlib.aclosing(engine.stream(FULL)) as stream:
+            for _ in range(num_deltas):
+                await anext(stream)
+
+    async def scenario() -> None:
+        async with running(pause_s=0.001) as engine:
+            alone = (await engine.answer(FULL)).candidates
+            kept, dropped = [], []
+            for number in range(50):
+                if number % 3 == 0:
+                    kept.append(asyncio.create_task(engine.answer(FULL)))
+                elif number % 3 == 1:
+                    dropped.append(asyncio.create_task(walk_away(engine, draw.randrange(40))))
+                else:
+                    dropped.append(asyncio.create_task(engine.answer(FULL)))
+                    asyncio.get_running_loop().call_later(draw.uniform(0, 0.3), dropped[-1].cancel)
+            await asyncio.gather(*dropped, return_exceptions=True)
+            assert [(await task).candidates for task in kept] == [alone] * 17
+            await until(lambda: is_empty(engine))
+            assert (await engine.answer(FULL)).candidates == alone
+
+    in_loop(scenario())
+
+
+def test_more_streams_than_the_queue_allows_are_refused_at_once() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.01, max_rows=2, max_queue=3) as engine:
+            tasks = [asyncio.create_task(engine.answer(FULL)) for _ in range(3)]
+            await until(lambda: engine.num_active == 3)
+            with pytest.raises(Overloaded) as refused:
+                await engine.answer(FULL)
+            assert refused.value.retry_after_s == 1
+            assert len({(await task).candidates for task in tasks}) == 1
+
+    in_loop(scenario())
+
+
+def test_many_long_prompts_at_once_cannot_pass_the_queue_limit_and_kill_the_engine() -> None:
+    async def scenario() -> None:
+        long = TextRequest("高血压" + " " * 2500, 1, 30, ignore_end=True)
+        async with running(pause_s=0.01, max_rows=1, max_queue=2) as engine:
+            results = await asyncio.gather(*(engine.answer(long) for _ in range(8)), return_exceptions=True)
+            assert {type(result) for result in results} == {Answer, Overloaded}
+            assert sum(isinstance(result, Answer) for result in results) == 2
+            assert engine.state == "ready"
+
+    in_loop(scenario())
+
+
+def test_no_token_in_time_is_a_deadline_exceeded_and_frees_the_rows() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.2) as engine:
+            with pytest.raises(DeadlineExceeded, match="0.02 s"):
+                await engine.answer(FULL, first_token_timeout_s=0.02)
+            await until(lambda: is_empty(engine))
+            short = TextRequest("高血压", 1, 2, ignore_end=True)
+            assert (await engine.answer(short, first_token_timeout_s=5)).num_completion_tokens == 2
+
+    in_loop(scenario())
+
+
+def test_the_deadline_is_for_the_first_token_only() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.1) as engine:
+            request = TextRequest("高血压", 1, 8, ignore_end=True)
+            assert (await engine.answer(request, first_token_timeout_s=0.6)).num_completion_tokens == 8
+
+    in_loop(scenario())
+
+
+def test_a_failing_step_fails_its_requests_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.005) as engine:
+            expected = (await engine.answer(FULL)).candidates
+            with monkeypatch.context() as patch:
+                patch.setattr(Gpt2, "decode", lambda *_: torch.zeros(1)[9])
+                failed = await asyncio.gather(*(engine.answer(FULL) for _ in range(2)), return_exceptions=True)
+            assert [type(fault) for fault in failed] == [EngineFailure] * 2
+            assert engine.state == "ready"
+            assert is_empty(engine)
+            assert (await engine.answer(FULL)).candidates == expected
+
+    in_loop(scenario())
+
+
+def test_the_death_of_the_engine_thread_is_seen_and_ends_every_stream() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.005, max_rows=2) as engine:
+            tasks = [asyncio.create_task(engine.answer(FULL)) for _ in range(3)]
+            await until(lambda: engine.stats.num_steps > 2)
+            the_engine(engine).breaks = True
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == [EngineFailure] * 3
+            assert (engine.state, engine.num_active) == ("failed", 0)
+            with pytest.raises(Overloaded, match="failed"):
+                await engine.answer(FULL)
+
+    in_loop(scenario())
+
+
+def test_drain_refuses_new_requests_and_waits_for_the_running_ones() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.005) as engine:
+            task = asyncio.create_task(engine.answer(FULL))
+            await until(lambda: engine.stats.num_rows == 2)
+            draining = asyncio.create_task(engine.drain(20))
+            await until(lambda: engine.state == "draining")
+            with pytest.raises(Overloaded, match="draining"):
+                await engine.answer(FULL)
+            assert await draining
+            assert task.done() or (await task).num_completion_tokens == 60
+            assert engine.num_active == 0
+
+    in_loop(scenario())
+
+
+def test_drain_gives_up_after_its_timeout_and_is_quick_when_idle() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.05) as engine:
+            assert await engine.drain(0)
+        async with running(pause_s=0.05) as engine:
+            task = asyncio.create_task(engine.answer(FULL))
+            await until(lambda: engine.num_active == 1)
+            assert not await engine.drain(0.1)
+            task.cancel()
+
+    in_loop(scenario())
+
+
+def test_stop_ends_open_streams_with_an_engine_failure() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.01) as engine:
+            tasks = [asyncio.create_task(engine.answer(FULL)) for _ in range(3)]
+            await until(lambda: engine.stats.num_steps > 2)
+            await engine.stop()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == [EngineFailure] * 3
+            assert (engine.state, engine.num_active) == ("stopped", 0)
+
+    in_loop(scenario())
+
+
+def test_two_requests_share_their_steps_and_their_events_interleave() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.01) as engine:
+            await engine.answer(FULL)
+            assert engine.stats.num_steps == 30
+            order: list[int] = []
+
+            async def follow(number: int) -> None:
+                async for _ in engine.stream(FULL):
+                    order.append(number)
+
+            await asyncio.gather(follow(0), follow(1))
+            assert engine.stats.num_steps - 30 < 60
+            assert sum(a != b for a, b in pairwise(order)) > 10
+
+    in_loop(scenario())
+
+
+def test_the_loop_keeps_breathing_while_the_shipped_model_generates() -> None:
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.005)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    async def scenario() -> None:
+        engine = AsyncEngine(EngineSettings(), open_model)
+        await engine.start()
+        ticker = asyncio.create_task(tick())
+        requests = [TextRequest("高血压要注意", 5, 40, Sampling(seed=seed), ignore_end=True) for seed in range(8)]
+        answers = await asyncio.gather(*map(engine.answer, requests))
+        ticker.cancel()
+        await engine.stop()
+        assert sum(answer.num_completion_tokens for answer in answers) == 8 * 5 * 40
+
+    in_loop(scenario())
+    assert len(gaps) > 3
+    assert max(gaps) < 0.2

@@ -19,8 +19,8 @@ MODEL := model/final_model
 
 # Serving needs the package alone; the other targets need the extras. A changed setup.cfg installs anew.
 $(VENV)/.serve: setup.cfg pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("promptgen needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; sys.exit("promptgen needs Python 3.11 or newer; name one: make PYTHON=python3.12 ... This is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV) || { echo "no venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 

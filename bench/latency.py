@@ -105,9 +105,12 @@ def server(model: Path) -> Iterator[int]:
                 if connection.getresponse().status == 200:
                     break
             except OSError:
-                time.sleep(0.1)
+                pass
             finally:
                 connection.close()
+            time.sleep(0.1)
+        else:
+            raise RuntimeError("the server did not become ready within a minute")
         yield port
     finally:
         process.terminate()

@@ -64,7 +64,7 @@ def _repair(target: Path, contexts: list[str]) -> int:
     """The number of whole records in `target`, which is cut after the last of them."""
     if not target.exists():
         return 0
-    whole = 0
+    whole = num_records = 0
     with target.open("rb+") as file:
         for index, line in enumerate(file):
             if not line.endswith(b"\n"):
@@ -80,15 +80,11 @@ def _repair(target: Path, contexts: list[str]) -> int:
                     f"line {index + 1} is not the record of line {index + 1} of the input; name another --output",
                 )
             whole += len(line)
+            num_records += 1
         file.truncate(whole)
         file.flush()
         os.fsync(file.fileno())
-    return index_of_next(target)
-
-
-def index_of_next(target: Path) -> int:
-    with target.open("rb") as file:
-        return sum(1 for _ in file)
+    return num_records
 
 
 def _records(

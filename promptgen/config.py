@@ -7,6 +7,7 @@ and a line of the settings printed at start. The command line goes over the envi
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,11 +22,20 @@ Settings = TypeVar("Settings")
 
 
 def option(
-    default: Any, help: str, *, secret: bool = False, choices: tuple[str, ...] | None = None, positional: bool = False
+    default: Any,
+    help: str,
+    *,
+    secret: bool = False,
+    positional: bool = False,
+    ge: float | None = None,
+    le: float | None = None,
 ) -> Any:
-    """A settings field. A tuple default makes it repeatable; `secret` ones come from the environment alone and are masked."""
+    """A settings field. A tuple default makes it repeatable; `secret` ones come from the environment alone and are masked.
+
+    Numbers are kept within `ge` and `le`; one that is not finite is never taken.
+    """
     return field(
-        default=default, metadata={"help": help, "secret": secret, "choices": choices, "positional": positional}
+        default=default, metadata={"help": help, "secret": secret, "positional": positional, "ge": ge, "le": le}
     )
 
 
@@ -34,9 +44,9 @@ class EngineSettings:
     """What one engine may use."""
 
     model: Path = option(DEFAULT_MODEL, "model folder (config.json, model.safetensors, its vocabulary)")
-    max_rows: int = option(128, "sequences decoded at once; the cache holds one slot for each")
-    max_queue: int = option(256, "requests that may wait; more are refused with 503")
-    threads: int = option(0, "torch threads, 0: all cores")
+    max_rows: int = option(128, "sequences decoded at once; the cache holds one slot for each", ge=1, le=4096)
+    max_queue: int = option(256, "requests answered or waiting at once; more are refused with 503", ge=1)
+    threads: int = option(0, "torch threads, 0: all cores", ge=0, le=1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +54,7 @@ class ServeSettings(EngineSettings):
     """`promptgen serve` and web.py."""
 
     host: str = option("127.0.0.1", "address to bind")
-    port: int = option(5005, "port to bind")
+    port: int = option(5005, "port to bind", ge=0, le=65535)
     cors_origin: tuple[str, ...] = option(
         (), "origin that may call, repeatable; without it any may, without credentials"
     )
@@ -52,9 +62,9 @@ class ServeSettings(EngineSettings):
     allowed_host: tuple[str, ...] = option((), "further Host header that is answered, repeatable")
     api_keys: str = option("", "keys that callers must send, separated by commas (environment only)", secret=True)
     api_key_file: Path | None = option(None, "file with one key a line")
-    body_timeout_s: float = option(10.0, "a request body must have arrived after this many seconds")
-    request_timeout_s: float = option(60.0, "no first token after this many seconds is a 504")
-    drain_timeout_s: float = option(30.0, "running work may go on for this long after SIGTERM")
+    body_timeout_s: float = option(10.0, "a request body must have arrived after this many seconds", ge=0)
+    request_timeout_s: float = option(60.0, "no first token after this many seconds is a 504", ge=0)
+    drain_timeout_s: float = option(30.0, "running work may go on for this long after SIGTERM", ge=0)
     log_json: bool = option(False, "one JSON object a line on stderr")
 
 
@@ -63,13 +73,13 @@ class GenerateSettings(EngineSettings):
     """`promptgen generate`."""
 
     prompt: str | None = option(None, "the beginning of the prompt; without it a REPL", positional=True)
-    samples: int = option(5, "candidates (-n)")
-    maxlength: int = option(50, "new tokens for each candidate")
-    temperature: float = option(1.0, "0 is greedy")
-    top_k: int = option(30, "draw from the k likeliest, 0 is off")
-    top_p: float = option(0.0, "draw from the smallest set with this probability, 0 is off")
-    repetition_penalty: float = option(1.0, "over 1: words that stand there already become less likely")
-    seed: int | None = option(None, "same seed, same text")
+    samples: int = option(5, "candidates (-n)", ge=1)
+    maxlength: int = option(50, "new tokens for each candidate", ge=1)
+    temperature: float = option(1.0, "0 is greedy", ge=0, le=2)
+    top_k: int = option(30, "draw from the k likeliest, 0 is off", ge=0)
+    top_p: float = option(0.0, "draw from the smallest set with this probability, 0 is off", ge=0, le=1)
+    repetition_penalty: float = option(1.0, "over 1: words that stand there already become less likely", ge=0.1, le=10)
+    seed: int | None = option(None, "same seed, same text", ge=-(2**63), le=2**63 - 1)
     input: Path | None = option(None, "file with one context a line")
     output: Path | None = option(None, "JSONL file for --input; continued where it stopped")
 
@@ -96,7 +106,6 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
                 *names,
                 default=None,
                 metavar=_kind(hints[f.name]).__name__.upper(),
-                choices=f.metadata["choices"],
                 help=text,
             )
 
@@ -115,6 +124,7 @@ def read_settings(settings: type[Settings], arguments: Mapping[str, Any], enviro
                 given = [part.strip() for part in environ[variable].split(",") if part.strip()]
         if given is not None:
             values[f.name] = _convert(given, hints[f.name], source)
+            _check_range(values[f.name], f.metadata["ge"], f.metadata["le"], source)
     return settings(**values)
 
 
@@ -147,3 +157,15 @@ def _convert(given: Any, hint: Any, source: str) -> Any:
         return kind(given)
     except ValueError as fault:
         raise UsageError(f"{source}: {given!r} is not a valid {kind.__name__}") from fault
+
+
+def _check_range(value: Any, ge: float | None, le: float | None, source: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value) or (ge is not None and value < ge) or (le is not None and value > le):
+        bounds = " and ".join(
+            text
+            for text in (f"{ge} or more" if ge is not None else "", f"{le} or less" if le is not None else "")
+            if text
+        )
+        raise UsageError(f"{source}: must be {bounds or 'a finite number'}, is {value}")

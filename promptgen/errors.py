@@ -5,7 +5,7 @@
     ├── FileFault            a model, vocabulary, config or corpus is unusable  exit 3
     ├── NumericalFailure     training diverged                                  exit 4
     ├── DiskFault            a file could not be written                        exit 5
-    └── RequestError         one request cannot be answered                     an HTTP status, see server/handlers.py
+    └── RequestError         one request cannot be answered                     an HTTP status, see server/faults.py
         ├── InvalidRequest          a field is wrong; `param` names it
         │   └── ContextLengthExceeded   prompt + new tokens do not fit the window
         ├── Overloaded              no room now; ask again after `retry_after_s`
@@ -63,6 +63,7 @@ class RequestError(PromptgenError):
 
 
 class InvalidRequest(RequestError):
+    exit_code = 2
     code = "invalid_value"
 
 

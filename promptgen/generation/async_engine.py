@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Literal
 
@@ -26,6 +27,8 @@ from promptgen.generation.request import Answer, EngineStats, Event, FailureEven
 
 State = Literal["new", "loading", "ready", "draining", "failed", "stopped"]
 Delta = Piece | Finished | Answer  # the Answer comes last, once
+
+_Command = tuple[int, Callable[[Engine], None]]  # on behalf of which request, and what
 
 _LONG_PROMPT = 2000  # characters; encoding more than this is moved off the loop
 _log = logging.getLogger(__name__)
@@ -61,8 +64,9 @@ class AsyncEngine:
     load: Callable[[EngineSettings], OpenModel] = open_model
     state: State = "new"
     fault: PromptgenError | None = None
+    died: asyncio.Event = field(default_factory=asyncio.Event)
     _model: OpenModel | None = None
-    _commands: queue.SimpleQueue[Callable[[Engine], None] | None] = field(default_factory=queue.SimpleQueue)
+    _commands: queue.SimpleQueue[_Command | None] = field(default_factory=queue.SimpleQueue)
     _streams: dict[int, asyncio.Queue[_Step]] = field(default_factory=dict)
     _ids: count[int] = field(default_factory=count)
     _thread: threading.Thread | None = None
@@ -136,12 +140,13 @@ class AsyncEngine:
         timing = _Timing(time.perf_counter())
         if len(request.prompt) > _LONG_PROMPT:
             candidates = await asyncio.to_thread(CandidateSet, model.tokenizer, request)
+            self._ready_model()  # things may have changed meanwhile
         else:
             candidates = CandidateSet(model.tokenizer, request)
         model.engine.check(candidates.request)
         request_id, inbox = next(self._ids), asyncio.Queue[_Step]()
         self._streams[request_id] = inbox
-        self._commands.put(lambda engine: engine.add(request_id, candidates.request))
+        self._commands.put((request_id, lambda engine: engine.add(request_id, candidates.request)))
         try:
             while not candidates.is_complete:
                 try:
@@ -166,7 +171,7 @@ class AsyncEngine:
             if not self._streams:
                 self._idle.set()
             if not candidates.is_complete:
-                self._commands.put(lambda engine: engine.cancel(request_id))
+                self._commands.put((request_id, lambda engine: engine.cancel(request_id)))
 
     def _take(self, step: _Step, candidates: CandidateSet, request_id: int) -> list[Piece | Finished]:
         shown: list[Piece | Finished] = []
@@ -176,7 +181,7 @@ class AsyncEngine:
             new = candidates.take(event)
             shown += new
             for finished in (delta for delta in new if isinstance(delta, Finished)):
-                self._commands.put(lambda engine, sample=finished.sample: engine.cancel(request_id, sample))  # type: ignore[misc]
+                self._commands.put((request_id, partial(_cancel_sample, request_id, finished.sample)))
         return shown
 
     def _ready_model(self) -> OpenModel:
@@ -207,16 +212,26 @@ class AsyncEngine:
                 command = self._commands.get()
                 if command is None:
                     return
-                command(engine)
+                self._execute(engine, command)
             with contextlib.suppress(queue.Empty):
                 while True:
                     command = self._commands.get_nowait()
                     if command is None:
                         return
-                    command(engine)
+                    self._execute(engine, command)
             started = time.perf_counter()
             if events := engine.step():
                 self._call(self._dispatch, events, started, time.perf_counter())
+
+    def _execute(self, engine: Engine, command: _Command) -> None:
+        """A command that fails, fails its own request."""
+        request_id, act = command
+        try:
+            act(engine)
+        except Exception:
+            _log.exception("a command for the engine failed")
+            now = time.perf_counter()
+            self._call(self._dispatch, [FailureEvent(request_id, "the engine could not take this request")], now, now)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
@@ -235,12 +250,17 @@ class AsyncEngine:
 
     def _die(self) -> None:
         self.state = "failed"
+        self.died.set()
         self._fail_all("the engine stopped unexpectedly")
 
     def _fail_all(self, message: str) -> None:
         now = time.perf_counter()
         for request_id, inbox in self._streams.items():
             inbox.put_nowait(_Step([FailureEvent(request_id, message)], now, now))
+
+
+def _cancel_sample(request_id: int, sample: int, engine: Engine) -> None:
+    engine.cancel(request_id, sample)
 
 
 def _set_result(future: asyncio.Future[OpenModel], model: OpenModel) -> None:

@@ -58,29 +58,46 @@ class CandidateText:
         return self._show(self._detokenizer.push(token_id))
 
     def finish(self, reason: FinishReason, *, with_logprob: bool) -> str:
-        piece = "" if self.is_stopped else self._show(self._detokenizer.finish()) + self._release()
+        piece = "" if self.is_stopped else self._show(self._detokenizer.finish())
+        if not self.is_stopped:
+            # No more will come, so no longer match has to be waited for.
+            cut = self._find_stop()
+            reason = reason if cut is None else "stop"
+            piece += self._release(len(self._held) if cut is None else cut)
         self.candidate = Candidate(
             "".join(self._shown), self.num_tokens, self.logprob if with_logprob else None, reason
         )
         return piece
 
-    def _release(self) -> str:
-        piece, self._held = ("", self._held) if self.is_stopped else (self._held, "")
+    def _show(self, piece: str) -> str:
+        """Takes a piece in and returns what may be shown: up to the first match, or to where one may be beginning."""
+        self._held += piece
+        cut, beginning = self._find_stop(), self._find_beginning()
+        if cut is not None and cut <= beginning:
+            self.is_stopped = True
+            return self._release(cut)
+        return self._release(beginning)
+
+    def _find_stop(self) -> int | None:
+        return min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
+
+    def _find_beginning(self) -> int:
+        """Where the held text ends in the beginning of a stop string; its length if it does not."""
+        longest = max(
+            (
+                n
+                for stop in self._stops
+                for n in range(1, min(len(stop), len(self._held) + 1))
+                if self._held.endswith(stop[:n])
+            ),
+            default=0,
+        )
+        return len(self._held) - longest
+
+    def _release(self, length: int) -> str:
+        piece, self._held = self._held[:length], self._held[length:]
         self._shown.append(piece)
         return piece
-
-    def _show(self, piece: str) -> str:
-        self._held += piece
-        cut = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
-        if cut is not None:
-            self._held = self._held[:cut]
-            piece = self._release()
-            self.is_stopped = True
-            return piece
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        self._shown.append(ready)
-        return ready
 
 
 class CandidateSet:

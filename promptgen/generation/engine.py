@@ -47,12 +47,21 @@ class Engine:
             raise InvalidRequest("a request needs a prompt, a sample and a new token at least")
         if not all(0 <= token_id < self.vocabulary for token_id in request.prompt_ids):
             raise InvalidRequest(f"a token id is outside the vocabulary of {self.vocabulary}")
+        sampling = request.sampling
+        if not (
+            sampling.temperature >= 0
+            and sampling.top_k >= 0
+            and 0 <= sampling.top_p <= 1
+            and sampling.repetition_penalty > 0
+        ):
+            raise InvalidRequest(
+                "temperature and top_k must be 0 or more, top_p from 0 to 1, repetition_penalty over 0"
+            )
         if request.num_samples > self.max_rows:
             raise InvalidRequest(
                 f"samples is {request.num_samples}, this service decodes {self.max_rows} at once", param="samples"
             )
-        # The last new token is drawn but never fed, so it needs no position.
-        if len(request.prompt_ids) + request.max_new_tokens - 1 > self.window:
+        if len(request.prompt_ids) + request.max_new_tokens > self.window:
             raise ContextLengthExceeded(len(request.prompt_ids), request.max_new_tokens, self.window)
 
     def add(self, request_id: int, request: GenerationRequest) -> None:

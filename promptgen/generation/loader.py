@@ -11,7 +11,7 @@ from promptgen.errors import FileFault
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import Gpt2
 from promptgen.generation.modelfile import read_shape, read_weights
-from promptgen.text.tokenizer import Tokenizer, load_tokenizer
+from promptgen.text.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 
 SELF_TEST_TOKENS = 8
 
@@ -45,7 +45,8 @@ def open_model(settings: EngineSettings) -> OpenModel:
     shape = read_shape(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.size != shape.vocabulary:
-        raise FileFault(folder, f"the vocabulary has {tokenizer.size} tokens, config.json says {shape.vocabulary}")
+        file = next(path for name in VOCABULARY_FILES if (path := folder / name).exists())
+        raise FileFault(file, f"has {tokenizer.size} tokens, config.json says {shape.vocabulary}")
     if shape.window < 2:
         raise FileFault(folder / "config.json", "n_positions must be 2 or more: a prompt and a new token")
     model = Gpt2(shape, read_weights(folder, shape))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
 from promptgen.config import DEFAULT_MODEL, EngineSettings
 from promptgen.errors import EngineFailure, RequestError
@@ -41,22 +42,27 @@ class Generator:
         todo = enumerate(requests)
         running: dict[int, tuple[int, CandidateSet, float]] = {}
         exhausted = False
-        while running or not exhausted:
-            while self._has_room(running):
-                index, request = next(todo, (-1, None))
-                if request is None:
-                    exhausted = True
-                    break
-                try:
-                    candidates = CandidateSet(self._tokenizer, request)
-                    self._engine.check(candidates.request)
-                except RequestError as fault:
-                    yield index, fault
-                    continue
-                request_id = next(self._ids)
-                self._engine.add(request_id, candidates.request)
-                running[request_id] = (index, candidates, time.perf_counter())
-            yield from self._step(running)
+        try:
+            while running or not exhausted:
+                while self._has_room(running):
+                    index, request = next(todo, (-1, None))
+                    if request is None:
+                        exhausted = True
+                        break
+                    try:
+                        candidates = CandidateSet(self._tokenizer, request)
+                        self._engine.check(candidates.request)
+                    except RequestError as fault:
+                        yield index, fault
+                        continue
+                    request_id = next(self._ids)
+                    self._engine.add(request_id, candidates.request)
+                    running[request_id] = (index, candidates, time.perf_counter())
+                yield from self._step(running)
+        finally:
+            # A caller who stops early leaves nothing behind for the next one.
+            for request_id in running:
+                self._engine.cancel(request_id)
 
     def _has_room(self, running: dict[int, tuple[int, CandidateSet, float]]) -> bool:
         """Whether the rows asked for so far leave any of the engine's idle."""
@@ -86,6 +92,9 @@ class Generator:
                 )
 
 
+_one_at_a_time = Lock()
+
+
 @lru_cache(maxsize=1)
 def _generator_of(model: Path) -> Generator:
     return Generator(EngineSettings(model=model))
@@ -107,5 +116,6 @@ def generate_text(
     if not prompt.strip():
         return []
     sampling = sampling or Sampling(seed=time.time_ns())
-    answer = _generator_of(Path(model)).generate(TextRequest(prompt, batch_size, max_len, sampling))
+    with _one_at_a_time:
+        answer = _generator_of(Path(model)).generate(TextRequest(prompt, batch_size, max_len, sampling))
     return [prompt + candidate.completion for candidate in answer.candidates]

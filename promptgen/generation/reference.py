@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptgen.generation.noise import gumbel, sequence_key
+from promptgen.generation.request import GREEDY_BELOW
 
 
 @torch.inference_mode()
@@ -42,7 +43,7 @@ def fast_sample_sequence(
         logits = output.logits[0, -1].float()
         logits[list(banned_ids)] = float("-inf")
         logits = filter_logits(logits, [*context, *generated], temperature, top_k, top_p, repetition_penalty)
-        if temperature > 0:
+        if temperature >= GREEDY_BELOW:
             position = torch.tensor([len(context) + len(generated)])
             logits = logits.double() + gumbel(key, position, torch.arange(len(logits))[None])[0]
         token_id = int(logits.argmax())
@@ -60,7 +61,7 @@ def filter_logits(
     logits = logits.clone()
     for token_id in set(seen):
         logits[token_id] = logits[token_id] / penalty if logits[token_id] > 0 else logits[token_id] * penalty
-    if temperature > 0:
+    if temperature >= GREEDY_BELOW:
         logits /= temperature
     if top_k > 0:
         kept = logits.topk(min(top_k, len(logits))).indices

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+GREEDY_BELOW = 1e-3  # a lower temperature is greedy: nothing but the likeliest token would be drawn anyway
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from promptgen.generation.noise import gumbel, sequence_key
-from promptgen.generation.request import Sampling
+from promptgen.generation.request import GREEDY_BELOW, Sampling
 
 NOT_A_TOKEN = float("-inf")
 
@@ -42,7 +42,7 @@ class RowSampling:
     def set_rows(self, first_row: int, num_rows: int, sampling: Sampling, vocabulary_size: int) -> None:
         """Rows first_row... become samples 0... of one request."""
         rows = slice(first_row, first_row + num_rows)
-        greedy = sampling.temperature == 0
+        greedy = sampling.temperature < GREEDY_BELOW
         self.keys[rows] = torch.tensor([sequence_key(sampling.seed, sample) for sample in range(num_rows)])
         self.temperature[rows] = 1.0 if greedy else sampling.temperature
         self.top_k[rows] = 1 if greedy else min(sampling.top_k or vocabulary_size, vocabulary_size)

@@ -77,10 +77,11 @@ class Scheduler:
 
     def schedule(self) -> Plan | None:
         admissions: list[Admission] = []
-        num_prefill = 0
+        longest = 0
         while self.waiting:
             request_id, request = self.waiting[0]
-            num_prefill += len(request.prompt_ids)
+            longest = max(longest, len(request.prompt_ids))
+            num_prefill = longest * (len(admissions) + 1)  # prompts are padded to the longest
             if len(self.rows) + request.num_samples > self._max_rows or (
                 admissions and num_prefill > MAX_PREFILL_TOKENS
             ):

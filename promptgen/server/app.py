@@ -7,7 +7,7 @@ from aiohttp import web
 from promptgen.config import ServeSettings
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.server import guards, handlers
-from promptgen.server.body import refuse_large_expectation
+from promptgen.server.body import defer_expectation
 
 
 def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
@@ -15,9 +15,14 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
     app = web.Application(middlewares=[guards.outer(), guards.check_host(settings), guards.check_key(settings)])
     app[handlers.ENGINE] = engine
     app[handlers.SETTINGS] = settings
-    app.router.add_route("POST", "/generate", handlers.generate, expect_handler=refuse_large_expectation)
-    app.router.add_get("/health", handlers.health)
-    app.router.add_get("/ready", handlers.ready)
-    app.router.add_get("/version", handlers.version_of)
+    for method, path, handler in (
+        ("POST", "/generate", handlers.generate),
+        ("GET", "/health", handlers.health),
+        ("GET", "/ready", handlers.ready),
+        ("GET", "/version", handlers.version_of),
+    ):
+        app.router.add_route(method, path, handler, expect_handler=defer_expectation)
+        if method == "GET":
+            app.router.add_route("HEAD", path, handler, expect_handler=defer_expectation)
     guards.add_cors(app, settings)
     return app

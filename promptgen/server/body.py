@@ -11,7 +11,7 @@ import asyncio
 import json
 from typing import Any, Never
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from promptgen.server.faults import HttpFault
 
@@ -28,15 +28,8 @@ async def read_json_object(request: web.Request, timeout_s: float) -> dict[str, 
     return parse_json_object(_decode(data, charset))
 
 
-async def refuse_large_expectation(request: web.Request) -> web.StreamResponse | None:
-    """aiohttp's expect_handler: a body that is too large is refused before it is sent, instead of 100-continue."""
-    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-        return HttpFault(417, "expectation_failed", "the only expectation that is met is 100-continue").response()
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        return _too_large().response()
-    if request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return None
+async def defer_expectation(request: web.Request) -> None:
+    """aiohttp's expect_handler, which runs before everything else: 100-continue is granted later, where the body is read."""
 
 
 def _check_type(request: web.Request) -> str | None:
@@ -62,6 +55,7 @@ def _check_type(request: web.Request) -> str | None:
 async def _read(request: web.Request, timeout_s: float) -> bytes:
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise _too_large()
+    _grant_expectation(request)
     data = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
@@ -76,6 +70,15 @@ async def _read(request: web.Request, timeout_s: float) -> bytes:
     except (web.RequestPayloadError, ValueError) as fault:
         raise HttpFault(400, "invalid_body", "the body could not be read to its end", headers=_CLOSE) from fault
     return bytes(data)
+
+
+def _grant_expectation(request: web.Request) -> None:
+    """Answers Expect: 100-continue once host, key and length have been looked at. Raises 417 for any other expectation."""
+    expected = request.headers.get(hdrs.EXPECT, "").lower()
+    if expected and expected != "100-continue":
+        raise HttpFault(417, "expectation_failed", "the only expectation that is met is 100-continue")
+    if expected and request.version >= HttpVersion11 and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _too_large() -> HttpFault:
@@ -112,6 +115,7 @@ def parse_json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HttpFault(400, "invalid_json", 'the body must be a JSON object, for example {"context": "..."}')
     for key, item in value.items():
+        _check_strings(key, key)
         _check_strings(item, key)
     return value
 

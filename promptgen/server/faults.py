@@ -27,6 +27,7 @@ STATUS: Mapping[type[RequestError], int] = {
     Overloaded: 503,
     DeadlineExceeded: 504,
     EngineFailure: 500,
+    RequestError: 500,
 }
 _TYPES = {
     400: "invalid_request_error",
@@ -66,16 +67,17 @@ class HttpFault(Exception):
         headers = {}
         if isinstance(error, Overloaded):
             headers["Retry-After"] = str(max(1, min(_MAX_RETRY_AFTER_S, error.retry_after_s)))
-        return cls(STATUS[type(error)], error.code, str(error), param=error.param, headers=headers)
+        status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        return cls(status, error.code, str(error), param=error.param, headers=headers)
 
     def body(self) -> dict[str, object]:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> web.Response:
+    def response(self, *, ascii_only: bool = False) -> web.Response:
         response = web.Response(
             status=self.status,
-            body=json.dumps(self.body(), ensure_ascii=False).encode(),
+            body=json.dumps(self.body(), ensure_ascii=ascii_only).encode(),
             content_type="application/json",
             charset="utf-8",
             headers=self.headers,

@@ -14,6 +14,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import aiohttp_cors
@@ -40,6 +41,11 @@ def add_cors(app: web.Application, settings: ServeSettings) -> None:
         raise UsageError(
             "--cors-credentials needs --cors-origin with exact origins; * with credentials would open this service to every page"
         )
+    for origin in _listed(settings):
+        if urlsplit(origin).scheme not in ("http", "https") or not urlsplit(origin).netloc or urlsplit(origin).path:
+            raise UsageError(
+                f"--cors-origin {origin!r} is not an origin, which is scheme, host and port: https://example.org"
+            )
     origins = _listed(settings) or ("*",)
     options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
         allow_credentials=settings.cors_credentials,
@@ -123,28 +129,41 @@ def outer(log_requests: bool = True) -> Middleware:
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    """The handler's answer, or the fault in its place."""
     try:
         return await handler(request)
     except HttpFault as fault:
-        return fault.response()
+        return fault.response(ascii_only=wants_ascii(request))
     except RequestError as fault:
-        return HttpFault.of(fault).response()
+        return HttpFault.of(fault).response(ascii_only=wants_ascii(request))
     except web.HTTPMethodNotAllowed as fault:
-        allowed = ", ".join(sorted(fault.allowed_methods))
-        return HttpFault(
-            405, "method_not_allowed", f"this path answers {allowed}", headers={"Allow": allowed}
-        ).response()
+        return _method_not_allowed(fault.allowed_methods)
     except web.HTTPNotFound:
         return HttpFault(
             404, "not_found", "there is nothing at this path; see /generate, /health, /ready, /version"
         ).response()
+    except web.HTTPForbidden:
+        if is_preflight(request):
+            return HttpFault(403, "preflight_refused", "this origin may not call this path with this method").response()
+        # aiohttp-cors answers OPTIONS on every route, for preflights alone.
+        route = request.match_info.route.resource
+        return _method_not_allowed({r.method for r in route or ()} - {hdrs.METH_OPTIONS})
     except web.HTTPException as fault:
         return HttpFault(fault.status, "http_error", fault.reason).response()
     except Exception:
         _log.exception("unforeseen", extra={"request_id": request_id})
-        return HttpFault(
-            500, "internal_error", f"something unforeseen happened; look for {request_id} in the log"
-        ).response()
+        message = f"something unforeseen happened; look for {request_id} in the log"
+        return HttpFault(500, "internal_error", message).response()
+
+
+def _method_not_allowed(methods: Iterable[str]) -> web.Response:
+    allowed = ", ".join(sorted(methods))
+    return HttpFault(405, "method_not_allowed", f"this path answers {allowed}", headers={"Allow": allowed}).response()
+
+
+def wants_ascii(request: web.BaseRequest) -> bool:
+    """?ascii=1: everything beyond ASCII is escaped, for consoles that cannot show it."""
+    return request.query.get("ascii") == "1"
 
 
 def check_host(settings: ServeSettings) -> Middleware:
@@ -155,10 +174,11 @@ def check_host(settings: ServeSettings) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.headers.get(hdrs.HOST, "").lower()
-        if not _host_allowed(host, names):
+        # A browser always sends Host; a client without one (HTTP/1.0) cannot be rebound.
+        if host and not _host_allowed(host, names):
             raise HttpFault(403, "host_not_allowed", "this Host is not served; name it with --allowed-host")
         origin = request.headers.get(hdrs.ORIGIN)
-        if listed and origin is not None and origin not in listed and urlsplit(origin).netloc.lower() != host:
+        if listed and origin is not None and origin not in listed and origin.partition("://")[2].lower() != host:
             raise HttpFault(403, "origin_not_allowed", "this origin may not call; name it with --cors-origin")
         return await handler(request)
 
@@ -197,9 +217,11 @@ def check_key(settings: ServeSettings) -> Middleware:
 def read_keys(settings: ServeSettings) -> list[str]:
     """The keys of environment and file. Raises UsageError for a key file that cannot be read or holds none."""
     keys = [key.strip() for key in settings.api_keys.split(",") if key.strip()]
+    if settings.api_keys and not keys:
+        raise UsageError("PROMPTGEN_API_KEYS is set but holds no key; unset it to serve without keys")
     if settings.api_key_file is not None:
         try:
-            lines = settings.api_key_file.read_text(encoding="utf-8").splitlines()
+            lines = settings.api_key_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as fault:
             raise UsageError(f"{settings.api_key_file}: the key file cannot be read ({fault})") from fault
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -211,7 +233,7 @@ def read_keys(settings: ServeSettings) -> list[str]:
 
 def _key_fits(request: web.Request, digests: list[bytes]) -> bool:
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
-    digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+    given = [token.strip() if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")]
+    sent = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in given]
     # No short cut: every key is compared, in constant time.
-    return sum(hmac.compare_digest(digest, known) for known in digests) > 0
+    return sum(hmac.compare_digest(digest, known) for digest in sent for known in digests) > 0

@@ -14,6 +14,7 @@ from promptgen.config import ServeSettings
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.server import schema
 from promptgen.server.body import read_json_object
+from promptgen.server.guards import wants_ascii
 from promptgen.server.sse import stream_answer
 
 ENGINE = web.AppKey("engine", AsyncEngine)
@@ -23,7 +24,7 @@ _PARTS = ("torch", "aiohttp", "transformers")
 
 def json_response(request: web.Request, value: dict[str, Any], *, status: int = 200) -> web.Response:
     """Raw UTF-8; with ?ascii=1 everything beyond ASCII is escaped, for consoles that cannot show it."""
-    body = json.dumps(value, ensure_ascii=request.query.get("ascii") == "1")
+    body = json.dumps(value, ensure_ascii=wants_ascii(request))
     return web.Response(
         status=status,
         body=body.encode(),

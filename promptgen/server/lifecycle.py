@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,9 +23,11 @@ from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.server.app import make_app
 from promptgen.server.guards import read_keys
+from promptgen.server.protocol import QuietRunner
 
 KEEPALIVE_S = 75.0
 LINGERING_S = 1.0
+INTERNAL_FAILURE = 70
 _EXTRA = ("status", "took_ms", "request_id")
 _log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ async def serve(settings: ServeSettings) -> int:
     """Serves until a signal; returns the exit code. Raises UsageError (port in use) and FileFault (model unusable)."""
     engine = AsyncEngine(settings)
     app = make_app(settings, engine)
-    runner = web.AppRunner(
+    runner = QuietRunner(
         app,
         handler_cancellation=True,
         auto_decompress=False,
@@ -53,10 +56,20 @@ async def serve(settings: ServeSettings) -> int:
         if loading.done():
             loading.result()
             _log.info("ready: http://%s:%d", settings.host, settings.port)
-            await signals.first
+            dead = asyncio.ensure_future(engine.died.wait())
+            await _first_of(signals.first, dead)
+            if dead.done():
+                _log.critical(
+                    "the engine died; ending with %d, so that whoever started this starts it anew", INTERNAL_FAILURE
+                )
+                return INTERNAL_FAILURE
+            dead.cancel()
         draining = asyncio.ensure_future(engine.drain(settings.drain_timeout_s))
         await _first_of(draining, signals.second)
-        return 128 + signals.second.result() if signals.second.done() else 0
+        if signals.second.done():
+            logging.shutdown()
+            os._exit(128 + signals.second.result())  # a second signal ends now, whatever still runs
+        return 0
     finally:
         await runner.cleanup()
         await engine.stop()

@@ -20,7 +20,7 @@ class GenerateBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     context: Annotated[str, Field(description="the beginning of the prompt")]
-    maxlength: Annotated[int, Field(ge=1, description="new tokens (words) per candidate")] = 50
+    maxlength: Annotated[int, Field(ge=1, le=10**9, description="new tokens (words) per candidate")] = 50
     samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES, description="candidates; 0 means 1")] = 5
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy")] = 1.0
     top_k: Annotated[int, Field(ge=0, description="draw from the k likeliest, 0 is off")] = 30
@@ -58,13 +58,13 @@ def parse_generate(body: dict[str, Any], vocabulary_size: int | None) -> Generat
     try:
         parsed = GenerateBody.model_validate(body)
     except ValidationError as fault:
-        first = fault.errors(include_input=False, include_url=False, include_context=False)[0]
-        param = str(first["loc"][0]) if first["loc"] else None
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(GenerateBody.model_fields)
-            raise HttpFault(
-                400, "unknown_field", f"unknown field; known are {known}", param=_safe_name(param)
-            ) from None
+        errors = fault.errors(include_input=False, include_url=False, include_context=False)
+        unknown = next((str(error["loc"][0]) for error in errors if error["type"] == "extra_forbidden"), None)
+        if unknown is not None:
+            name, known = _safe_name(unknown), ", ".join(GenerateBody.model_fields)
+            raise HttpFault(400, "unknown_field", f"{name} is not a field; known are {known}", param=name) from None
+        first = errors[0]
+        param = str(first["loc"][0])
         code = "missing_field" if first["type"] == "missing" else "invalid_value"
         raise HttpFault(400, code, f"{param}: {first['msg']}", param=param) from None
     if vocabulary_size is not None and parsed.top_k > vocabulary_size:
@@ -107,5 +107,5 @@ def _text(body: GenerateBody, candidate: Candidate) -> str:
     return body.context + candidate.completion if body.echo else candidate.completion
 
 
-def _safe_name(name: str | None) -> str | None:
-    return None if name is None else "".join(c if c.isprintable() else "?" for c in name[:64])
+def _safe_name(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:64])

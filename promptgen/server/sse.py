@@ -5,6 +5,7 @@
     data: {"result": [...], "time": s}           once
     data: [DONE]
 
+The line with the result stays under 64 KiB like every other: a longer result is null there, its pieces have been sent.
 Errors before the first byte are ordinary HTTP errors. A reader that takes nothing for 30 s is dropped.
 """
 
@@ -16,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -26,9 +28,12 @@ from promptgen.generation.candidates import Finished, Piece
 from promptgen.generation.request import Answer, TextRequest
 from promptgen.server import schema
 from promptgen.server.faults import HttpFault
+from promptgen.server.guards import wants_ascii
 
 HEARTBEAT_S = 15.0
 STALLED_READER_S = 30.0
+MAX_LINE_BYTES = 64 * 1024 - 1
+PIECE_CHARACTERS = 4000  # 12 bytes each at most, when escaped
 _DONE = b"data: [DONE]\n\n"
 _log = logging.getLogger(__name__)
 
@@ -37,29 +42,28 @@ async def stream_answer(
     request: web.Request, engine: AsyncEngine, body: schema.GenerateBody, asked: TextRequest, timeout_s: float
 ) -> web.StreamResponse:
     """Sends the answer as events. The first delta is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
-    started = time.perf_counter()
+    model = engine.info.name if engine.info else ""
+    writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter())
     response = _new_response(request)
-    async with contextlib.aclosing(_events(engine, body, asked, timeout_s, started)) as events:
+    async with contextlib.aclosing(_events(engine, writer, timeout_s)) as events:
         first = await anext(events)
         try:
             await response.prepare(request)
-            await _send(response, first)
+            await _send(request, response, first)
             async for event in events:
-                await _send(response, event)
+                await _send(request, response, event)
         except ConnectionResetError:
             _log.info("the reader of a stream left", extra={"request_id": request["id"]})
     return response
 
 
-async def _events(
-    engine: AsyncEngine, body: schema.GenerateBody, asked: TextRequest, timeout_s: float, started: float
-) -> AsyncGenerator[bytes, None]:
+async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> AsyncGenerator[bytes, None]:
     """The stream as bytes to send. Raises RequestError only before the first of them."""
-    if body.is_blank:
-        yield _event({"result": [], "time": 0}) + _DONE
+    if writer.body.is_blank:
+        yield writer.event({"result": [], "time": 0}) + _DONE
         return
-    async with contextlib.aclosing(engine.stream(asked, first_token_timeout_s=timeout_s)) as deltas:
-        yield _encode(await anext(deltas), body, asked, engine, started, before=_echo(body, asked))
+    async with contextlib.aclosing(engine.stream(writer.asked, first_token_timeout_s=timeout_s)) as deltas:
+        yield writer.echo() + writer.delta(await anext(deltas))
         pending = asyncio.ensure_future(anext(deltas, None))
         try:
             while True:
@@ -70,9 +74,14 @@ async def _events(
                     break
                 else:
                     pending = asyncio.ensure_future(anext(deltas, None))
-                    yield _encode(delta, body, asked, engine, started)
+                    yield writer.delta(delta)
         except RequestError as fault:
-            yield _event(HttpFault.of(fault).body())
+            yield writer.event(HttpFault.of(fault).body())
+        except Exception:
+            _log.exception("a stream failed")
+            yield writer.event(
+                HttpFault(500, "internal_error", "something unforeseen happened; the log has more").body()
+            )
         finally:
             await _settle(pending)
     yield _DONE
@@ -81,7 +90,7 @@ async def _events(
 async def _settle(pending: asyncio.Future[Delta | None]) -> None:
     """The generator may only be closed when nothing awaits it any more."""
     pending.cancel()
-    with contextlib.suppress(asyncio.CancelledError, RequestError):
+    with contextlib.suppress(asyncio.CancelledError, Exception):
         await pending
 
 
@@ -97,40 +106,57 @@ def _new_response(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def _send(response: web.StreamResponse, data: bytes) -> None:
+async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Raises ConnectionResetError, and cuts the connection, when the reader takes nothing for too long."""
     try:
         async with asyncio.timeout(STALLED_READER_S):
             await response.write(data)
     except TimeoutError as fault:
+        if request.transport is not None:
+            request.transport.abort()
         raise ConnectionResetError("the reader took nothing for too long") from fault
 
 
-def _echo(body: schema.GenerateBody, asked: TextRequest) -> bytes:
-    """With echo, the context is the first piece of each candidate: joined pieces are exactly the results."""
-    return b"".join(_event({"index": i, "text": body.context}) for i in range(asked.num_samples)) if body.echo else b""
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Turns the deltas of one answer into events."""
 
+    body: schema.GenerateBody
+    asked: TextRequest
+    model: str
+    ascii_only: bool
+    started: float
 
-def _encode(
-    delta: Delta,
-    body: schema.GenerateBody,
-    asked: TextRequest,
-    engine: AsyncEngine,
-    started: float,
-    *,
-    before: bytes = b"",
-) -> bytes:
-    match delta:
-        case Piece(sample, text):
-            return before + _event({"index": sample, "text": text})
-        case Finished(sample, candidate):
-            return before + _event({"index": sample, "finish_reason": candidate.finish_reason})
-        case Answer():
-            total_s = time.perf_counter() - started
-            value: dict[str, Any] = {"result": schema.results(body, delta), "time": round(total_s, 6)}
-            if body.details:
-                value |= schema.details(body, asked, delta, engine.info.name if engine.info else "", total_s)
-            return before + _event(value)
+    def echo(self) -> bytes:
+        """With echo, the context comes first in each candidate: joined pieces are exactly the results."""
+        if not self.body.echo:
+            return b""
+        context = self.body.context
+        pieces = [context[begin : begin + PIECE_CHARACTERS] for begin in range(0, len(context), PIECE_CHARACTERS)]
+        return b"".join(
+            self.event({"index": i, "text": piece}) for i in range(self.asked.num_samples) for piece in pieces
+        )
 
+    def delta(self, delta: Delta) -> bytes:
+        match delta:
+            case Piece(sample, text):
+                return self.event({"index": sample, "text": text})
+            case Finished(sample, candidate):
+                return self.event({"index": sample, "finish_reason": candidate.finish_reason})
+            case Answer():
+                return self.answer(delta)
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    def answer(self, answer: Answer) -> bytes:
+        total_s = time.perf_counter() - self.started
+        value: dict[str, Any] = {"result": schema.results(self.body, answer), "time": round(total_s, 6)}
+        if self.body.details:
+            value |= schema.details(self.body, self.asked, answer, self.model, total_s)
+        event = self.event(value)
+        if len(event) > MAX_LINE_BYTES:
+            event = self.event(
+                {"result": None, "time": value["time"], "omitted": "the result is over 64 KiB; join the pieces"}
+            )
+        return event
+
+    def event(self, value: dict[str, Any]) -> bytes:
+        return b"data: " + json.dumps(value, ensure_ascii=self.ascii_only).encode() + b"\n\n"

@@ -27,6 +27,7 @@ from promptgen.text.detokenize import TextJoiner
 from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS, Kind, clean, runs
 
+VOCABULARY_FILES = (VOCABULARY_FILE, "tokenizer.json", "vocab.json")  # in the order they are looked for
 MAX_SPACED_RUN = 100  # a longer run of letters (not language, base64 say) is one [UNK], as in BERT
 _UNKNOWN_COST = 40.0  # of one character that the vocabulary lacks; dearer than any word
 _BULK_CHUNK = 2000  # texts a worker takes at a time
@@ -284,6 +285,9 @@ def _load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
         raise FileFault(path, f"is not a tokenizer.json: {fault}") from fault
     if not isinstance(inner.decoder, tokenizers.decoders.ByteLevel):
         raise FileFault(path, "is not byte-level BPE; other kinds are not served yet")
+    # A tokenizer.json may bring a habit of cutting and padding; prompts are to come whole.
+    inner.no_truncation()
+    inner.no_padding()
     return inner
 
 

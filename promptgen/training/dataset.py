@@ -90,6 +90,7 @@ def prepare(
     if not isinstance(tokenizer, BertWordTokenizer):
         raise FileFault(vocabulary, "is not a vocab.txt; preparing for other vocabularies comes with a later version")
     out.mkdir(parents=True, exist_ok=True)
+    (out / "meta.json").unlink(missing_ok=True)  # it comes last: a folder without it is not whole
     valid_files = find_files(valid_sources) if valid_sources else []
     dropped: Counter[str] = Counter()
     counts: Counter[str] = Counter()

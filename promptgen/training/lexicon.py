@@ -101,7 +101,7 @@ def _chinese_words(dense: Counter[str], num_candidates: int) -> list[str]:
 
 def _usage(dense: Counter[str], words: list[str], basics: Iterable[str]) -> Counter[str]:
     """How often the split that the tokenizer makes uses each word and character."""
-    tokenizer = BertWordTokenizer(Vocabulary.of([*SPECIAL_TOKENS, *words, *(b for b in basics if b not in set(words))]))
+    tokenizer = BertWordTokenizer(Vocabulary.of(dict.fromkeys([*SPECIAL_TOKENS, *words, *basics])))
     counts: Counter[str] = Counter()
     for run, count in dense.items():
         for token in tokenizer.tokenize(run):
@@ -119,7 +119,7 @@ def _latin_usage(spaced: Counter[str], latin: list[str], basics: Iterable[str]) 
 
 
 def write_vocabulary(sources: Iterable[str | Path], out: Path, size: int) -> Vocabulary:
-    """Reads the corpus twice over nothing but its runs, writes out/vocab.txt, and returns it."""
+    """Builds the vocabulary of a corpus, writes out/vocab.txt, and returns it."""
     vocabulary = build_vocabulary(_texts(sources), size)
     out.mkdir(parents=True, exist_ok=True)
     vocabulary.save(out / VOCABULARY_FILE)

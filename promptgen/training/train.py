@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptgen.errors import FileFault, NumericalFailure, UsageError
 from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
+from promptgen.training.card import write_card
 from promptgen.training.dataset import IGNORED, Batch, TokenFile, batches, file_sha256, load_part
 from promptgen.training.loss import linear_cross_entropy
 from promptgen.training.shape import TrainConfig
@@ -94,6 +95,8 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
     train_part, valid_part = load_part(data, "train"), load_part(data, "valid")
     vocabulary = Vocabulary.load(data / VOCABULARY_FILE)
     model = _make_model(config, vocabulary, data, start_from)
+    shape = model.config  # with --from, the shape is the start model's
+    config = replace(config, layers=shape.n_layer, width=shape.n_embd, heads=shape.n_head, window=shape.n_positions)
     steps_per_epoch = math.ceil(len(train_part.tokens) / (config.row_length * config.rows_per_step))
     num_steps = max(1, round(config.epochs * steps_per_epoch))
     num_cut = int((np.diff(train_part.offsets) > config.row_length).sum())
@@ -112,7 +115,7 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
         (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics,
         tqdm(total=num_steps, desc="train", unit=" steps", disable=None) as bar,
     ):
-        for step, batch in enumerate(_endless(train_part, config, model.config.n_positions)):
+        for step, batch in enumerate(_endless(train_part, config)):
             if step == num_steps:
                 break
             rate = learning_rate(step, num_steps, config)
@@ -166,7 +169,7 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
             "bf16": bf16,
         }
     }
-    return write_eval(out, data, config.row_length, figures)
+    return write_eval(out, data, figures)
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
@@ -195,15 +198,15 @@ def save_model(model: GPT2LMHeadModel, out: Path, vocabulary: Vocabulary) -> Non
     vocabulary.save(out / VOCABULARY_FILE)
 
 
-def write_eval(
-    model_folder: Path, data: Path, row_length: int, figures: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Measures the saved model on the held-out part and writes eval.json beside it: loss and perplexity, per token and per character."""
+def write_eval(model_folder: Path, data: Path, figures: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measures the saved model on the held-out part and writes eval.json and the model card beside it."""
     model = GPT2LMHeadModel.from_pretrained(model_folder, dtype=torch.float32)
     meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
     valid = load_part(data, "valid")
     counts = meta["counts"]
-    loss, num_tokens = evaluate(model, valid, row_length)
+    window = model.config.n_positions
+    loss, num_tokens = evaluate(model, valid, window)
+    is_whole = not bool((np.diff(valid.offsets) > window).any())  # else characters were cut off unmeasured
     unknown = counts.get("unknown_tokens", 0) / max(1, counts["tokens"])
     per_character = loss * num_tokens / max(1, counts.get("valid_characters", 0))
     measured = num_tokens > 0  # with nothing held out there is nothing to say
@@ -214,8 +217,8 @@ def write_eval(
             "characters": counts.get("valid_characters", 0),
             "loss_per_token": round(loss, 4) if measured else None,
             "perplexity_per_token": round(math.exp(loss), 3) if measured else None,
-            "loss_per_character": round(per_character, 4) if measured else None,
-            "perplexity_per_character": round(math.exp(per_character), 3) if measured else None,
+            "loss_per_character": round(per_character, 4) if measured and is_whole else None,
+            "perplexity_per_character": round(math.exp(per_character), 3) if measured and is_whole else None,
         },
         "unknown_token_share": round(unknown, 8),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -225,6 +228,7 @@ def write_eval(
         **(figures or {}),
     }
     (model_folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_card(model_folder, report)
     return report
 
 
@@ -236,7 +240,7 @@ def validate(model_folder: Path, data: Path) -> dict[str, Any]:
     _check_vocabulary(model_folder, data)
     known = model_folder / "eval.json"
     training = json.loads(known.read_text(encoding="utf-8")).get("training") if known.exists() else None
-    return write_eval(model_folder, data, TrainConfig().row_length, {"training": training} if training else None)
+    return write_eval(model_folder, data, {"training": training} if training else None)
 
 
 def _check_vocabulary(model_folder: Path, data: Path) -> None:
@@ -265,7 +269,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
-def _endless(part: TokenFile, config: TrainConfig, window: int) -> Iterator[Batch]:
+def _endless(part: TokenFile, config: TrainConfig) -> Iterator[Batch]:
     epoch = 0
     while True:
         order = np.random.default_rng([config.seed, epoch])
@@ -274,7 +278,7 @@ def _endless(part: TokenFile, config: TrainConfig, window: int) -> Iterator[Batc
             config.row_length,
             config.rows_per_step,
             order=order,
-            window=window,
+            window=config.window,
             shifted_share=config.shifted_share,
         )
         epoch += 1

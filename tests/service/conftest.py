@@ -5,10 +5,10 @@ After each test that used `server`, /health must be 200 and a fixed seeded reque
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -70,7 +70,10 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request(
-                method, path, body.encode() if isinstance(body, str) else body, {"Connection": "close", **(headers or {})}
+                method,
+                path,
+                body.encode() if isinstance(body, str) else body,
+                {"Connection": "close", **(headers or {})},
             )
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
@@ -80,7 +83,9 @@ class Server:
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
         return self.request("GET", path, None, headers)
 
-    def post(self, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None, path: str = "/generate") -> Reply:
+    def post(
+        self, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None, path: str = "/generate"
+    ) -> Reply:
         return self.request("POST", path, json.dumps(fields), {**JSON, **(headers or {})})
 
     def generate(self, **fields: Any) -> dict[str, Any]:
@@ -98,7 +103,16 @@ class Server:
         """Sends the bytes and reads until the server closes; a server that keeps the connection open is a TimeoutError."""
         with self.connect(timeout_s) as connection:
             connection.sendall(raw)
-            return read_to_end(connection)
+            return self.read_to_end(connection)
+
+    @staticmethod
+    def read_to_end(connection: socket.socket) -> bytes:
+        """What comes until the server closes, in whichever way."""
+        parts = []
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                parts.append(part)
+        return b"".join(parts)
 
     def http(self, body: bytes | str, *headers: str, line: str = "POST /generate HTTP/1.1", host: bool = True) -> bytes:
         """A request as bytes, which asks to close the connection."""
@@ -143,20 +157,6 @@ class Server:
 
 
 ServerFactory = Callable[..., Server]
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    parts = []
-    try:
-        while part := connection.recv(65536):
-            parts.append(part)
-    except ConnectionResetError:
-        pass
-    return b"".join(parts)
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(code) for code in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer)]
 
 
 def free_port() -> int:

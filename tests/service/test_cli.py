@@ -24,7 +24,22 @@ PATTERNS = [
     "How does {} work?",
     "{}的三个好处",
 ]
-TINY = "--layers 1 --width 32 --heads 2 --window 64 --row-length 32 --rows-per-step 4 --epochs 2".split()
+TINY = [
+    "--layers",
+    "1",
+    "--width",
+    "32",
+    "--heads",
+    "2",
+    "--window",
+    "64",
+    "--row-length",
+    "32",
+    "--rows-per-step",
+    "4",
+    "--epochs",
+    "2",
+]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -12,7 +12,14 @@ import pytest
 if TYPE_CHECKING:
     from tests.service.conftest import Reply, Server, ServerFactory
 
-ORIGINS = ["http://page.example", "https://evil.example:8443", "null", "http://127.0.0.1:1", "file://", "chrome-extension://abc"]
+ORIGINS = [
+    "http://page.example",
+    "https://evil.example:8443",
+    "null",
+    "http://127.0.0.1:1",
+    "file://",
+    "chrome-extension://abc",
+]
 LISTED = "https://good.example"
 FIELDS = {"context": "高血压", "maxlength": 1, "samples": 1}
 KEY, FILE_KEY, CYRILLIC_KEY = "k3y-from-environment", "k3y-from-file", "ключ-ß"
@@ -61,7 +68,10 @@ def test_a_preflight_grants_the_listed_headers_and_no_others(server: Server) -> 
     listed = {"content-type", "authorization", "x-api-key", "x-request-id", "x-stainless-os", "x-stainless-retry-count"}
     reply = preflight(server, "http://page.example", ",".join([*listed, "x-evil", "cookie"]))
     assert granted(reply) == listed
-    assert granted(preflight(server, "http://page.example", "X-Api-Key, X-Stainless-Lang,X-Evil")) == {"x-api-key", "x-stainless-lang"}
+    assert granted(preflight(server, "http://page.example", "X-Api-Key, X-Stainless-Lang,X-Evil")) == {
+        "x-api-key",
+        "x-stainless-lang",
+    }
 
 
 def test_answers_without_an_origin_carry_no_cors_headers(server: Server) -> None:
@@ -89,7 +99,10 @@ def test_415_and_413_carry_cors_headers(server: Server) -> None:
     assert b"\r\nAccess-Control-Allow-Origin: *\r\n" in large
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [("GET", "/generate", "POST"), ("PUT", "/generate", "POST"), ("POST", "/health", "GET")])
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "/generate", "POST"), ("PUT", "/generate", "POST"), ("POST", "/health", "GET")],
+)
 def test_405_names_what_is_allowed(server: Server, method: str, path: str, allowed: str) -> None:
     reply = server.request(method, path)
     reply.error(405, "method_not_allowed")
@@ -104,7 +117,18 @@ def test_404_has_the_error_shape(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST", "localhost:5005", "127.0.0.1", "127.0.0.1:5005", "[::1]", "[::1]:5005", "192.168.1.7:80", "[fe80::1]"]
+    "host",
+    [
+        "localhost",
+        "LOCALHOST",
+        "localhost:5005",
+        "127.0.0.1",
+        "127.0.0.1:5005",
+        "[::1]",
+        "[::1]:5005",
+        "192.168.1.7:80",
+        "[fe80::1]",
+    ],
 )
 def test_local_names_and_ip_literals_are_answered(server: Server, host: str) -> None:
     assert server.get("/health", {"Host": host}).status == 200
@@ -145,7 +169,16 @@ def test_a_listed_origin_is_reflected_with_vary_and_credentials(listed: Server, 
         assert "Origin" in ", ".join(reply.headers.get_all("Vary"))
 
 
-@pytest.mark.parametrize("origin", ["http://good.example", "https://good.example.evil.example", "https://good.example:8443", "null", "https://GOOD.example"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://good.example",
+        "https://good.example.evil.example",
+        "https://good.example:8443",
+        "null",
+        "https://GOOD.example",
+    ],
+)
 def test_a_foreign_origin_is_403_and_gets_no_grant(listed: Server, origin: str) -> None:
     reply = listed.post(FIELDS, {"Origin": origin})
     reply.error(403, "origin_not_allowed")
@@ -238,7 +271,16 @@ def test_keys_beyond_ascii_are_compared_and_not_a_fault(locked: Server) -> None:
 
 def test_health_and_ready_need_no_key_and_the_rest_does(locked: Server) -> None:
     assert [locked.get(path).status for path in ("/health", "/ready")] == [200, 200]
-    for path in ("/version", "/nope", "/generate", "/health/", "//health", "/health/../version", "/health%2f..%2fversion", "/Health"):
+    for path in (
+        "/version",
+        "/nope",
+        "/generate",
+        "/health/",
+        "//health",
+        "/health/../version",
+        "/health%2f..%2fversion",
+        "/Health",
+    ):
         locked.get(path).error(401, "invalid_api_key")
     assert locked.get("/version", {"X-Api-Key": KEY}).status == 200
 
@@ -252,7 +294,10 @@ def test_a_host_header_does_not_change_the_path_that_is_checked(locked: Server) 
 
 def test_a_preflight_passes_before_keys_and_a_401_is_readable(locked: Server) -> None:
     assert preflight(locked, "http://page.example", "x-api-key,authorization").status in {200, 204}
-    assert granted(preflight(locked, "http://page.example", "x-api-key,authorization")) == {"x-api-key", "authorization"}
+    assert granted(preflight(locked, "http://page.example", "x-api-key,authorization")) == {
+        "x-api-key",
+        "authorization",
+    }
     reply = locked.post(FIELDS, {"Origin": "http://page.example"})
     reply.error(401, "invalid_api_key")
     assert_open(reply)

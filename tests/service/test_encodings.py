@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 CONTEXT = "高血压要注意"
 BODY = json.dumps({"context": CONTEXT, "seed": 5, "maxlength": 3}, ensure_ascii=False)
-BROWSER = [{"Origin": "http://page.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "none"}]
+BROWSER = [
+    {"Origin": "http://page.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "none"},
+]
 
 
 def accepted(server: Server, data: bytes, headers: dict[str, str]) -> None:
@@ -29,7 +34,10 @@ def test_utf8_bom_and_gbk_are_read_without_a_charset(server: Server, codec: str)
 
 def test_all_encodings_are_the_same_request(server: Server) -> None:
     headers = {"Content-Type": "application/json"}
-    results = [server.request("POST", "/generate", BODY.encode(c), headers).json["result"] for c in ("utf-8", "gbk", "utf-8-sig")]
+    results = [
+        server.request("POST", "/generate", BODY.encode(c), headers).json["result"]
+        for c in ("utf-8", "gbk", "utf-8-sig")
+    ]
     assert results[0] == results[1] == results[2]
 
 
@@ -55,7 +63,9 @@ def test_four_byte_gb18030_is_read(server: Server) -> None:
     assert reply.json["result"][0].startswith("高血压😀𠀀")
 
 
-@pytest.mark.parametrize("charset", ["utf-16", "utf-32", "latin-1", "iso-8859-1", "big5", "shift_jis", "utf-7", "x-unknown", "idna", "rot13"])
+@pytest.mark.parametrize(
+    "charset", ["utf-16", "utf-32", "latin-1", "iso-8859-1", "big5", "shift_jis", "utf-7", "x-unknown", "idna", "rot13"]
+)
 def test_other_charsets_are_415(server: Server, charset: str) -> None:
     reply = server.request("POST", "/generate", BODY, {"Content-Type": f"application/json; charset={charset}"})
     reply.error(415, "unsupported_charset")
@@ -74,7 +84,9 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_undecodable_bytes_get_advice_that_works(server: Server, data: bytes) -> None:
-    message = server.request("POST", "/generate", data, {"Content-Type": "application/json"}).error(400, "invalid_encoding")
+    message = server.request("POST", "/generate", data, {"Content-Type": "application/json"}).error(
+        400, "invalid_encoding"
+    )
     assert "chcp 65001" in message
     assert "--data-binary @" in message
 
@@ -86,19 +98,27 @@ def test_bytes_that_are_not_of_the_declared_charset_are_400(server: Server, char
 
 
 def test_utf16_without_a_mark_is_refused(server: Server) -> None:
-    reply = server.request("POST", "/generate", '{"context": "abc"}'.encode("utf-16-le"), {"Content-Type": "application/json"})
+    reply = server.request(
+        "POST", "/generate", '{"context": "abc"}'.encode("utf-16-le"), {"Content-Type": "application/json"}
+    )
     assert reply.status == 400
     assert reply.json["error"]["code"] in {"invalid_json", "invalid_encoding"}
 
 
-@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "text/plain;charset=UTF-8", None])
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "text/plain;charset=UTF-8", None]
+)
 def test_json_under_a_loose_type_is_read_from_anything_but_a_browser(server: Server, content_type: str | None) -> None:
     accepted(server, BODY.encode(), {} if content_type is None else {"Content-Type": content_type})
 
 
 @pytest.mark.parametrize("browser", BROWSER, ids=str)
-@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "text/plain;charset=UTF-8", None])
-def test_json_under_a_loose_type_is_415_from_a_browser(server: Server, browser: dict[str, str], content_type: str | None) -> None:
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "text/plain;charset=UTF-8", None]
+)
+def test_json_under_a_loose_type_is_415_from_a_browser(
+    server: Server, browser: dict[str, str], content_type: str | None
+) -> None:
     headers = browser if content_type is None else {**browser, "Content-Type": content_type}
     server.request("POST", "/generate", BODY, headers).error(415, "unsupported_content_type")
 
@@ -109,7 +129,15 @@ def test_application_json_is_read_from_a_browser(server: Server, browser: dict[s
 
 
 @pytest.mark.parametrize(
-    "content_type", ["multipart/form-data; boundary=x", "multipart/form-data", "application/xml", "text/html", "image/png", "application/jsonp"]
+    "content_type",
+    [
+        "multipart/form-data; boundary=x",
+        "multipart/form-data",
+        "application/xml",
+        "text/html",
+        "image/png",
+        "application/jsonp",
+    ],
 )
 def test_other_content_types_are_415(server: Server, content_type: str) -> None:
     server.request("POST", "/generate", BODY, {"Content-Type": content_type}).error(415, "unsupported_content_type")

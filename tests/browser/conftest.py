@@ -1,0 +1,118 @@
+"""What the browser tests need: a service process, a page of another origin, and Debian's chromium, headless."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+
+CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--no-proxy-server",
+]
+Serve = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Serve]:
+    """serve(*options) starts a service process and returns its origin once it is ready."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str) -> str:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            environ = {k: v for k, v in os.environ.items() if not k.startswith("PROMPTGEN_")}
+            command = [sys.executable, "-m", "promptgen.cli", "serve", "--port", str(port), *options]
+            process = stack.enter_context(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL))
+            stack.callback(process.terminate)
+            origin = f"http://127.0.0.1:{port}"
+            _wait_until_ready(origin, process)
+            return origin
+
+        yield start
+
+
+def _wait_until_ready(origin: str, process: subprocess.Popen[bytes]) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the service ended while starting"
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            opener.open(origin + "/ready", timeout=5).close()
+            return
+        time.sleep(0.1)
+    raise AssertionError("the service was not ready within 60 s")
+
+
+@pytest.fixture(scope="session")
+def service(serve: Serve) -> str:
+    return serve()
+
+
+class _QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def foreign_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty page whose origin is not the service's."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "index.html").write_text("<!doctype html><title>another origin</title>", encoding="utf-8")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietFiles, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    if not (Path(CHROMIUM).exists() and Path(CHROMEDRIVER).exists()):
+        advice = "the browser tests need: apt-get install chromium chromium-driver"
+        if os.environ.get("CI"):
+            pytest.fail(advice)
+        pytest.skip(advice)
+    profile = tmp_path_factory.mktemp("profile")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
+        driver.set_script_timeout(30)
+        yield driver
+        driver.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+@pytest.fixture
+def page(chromium: webdriver.Chrome, foreign_page: str) -> webdriver.Chrome:
+    chromium.get(foreign_page)
+    return chromium

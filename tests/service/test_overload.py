@@ -1,0 +1,99 @@
+"""Overload: a full queue is refused at once and says when to come back; nothing else is ever answered, and nothing dies of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.service.conftest import Reply, Server, ServerFactory
+
+PROMPT = "高血压要注意"
+WILD = {"temperature": 2, "top_k": 0}
+
+
+@pytest.fixture(scope="module")
+def narrow(start_server: ServerFactory) -> Server:
+    server = start_server("--max-queue", "2", "--max-rows", "16")
+    server.baseline = server.fixed_result()
+    return server
+
+
+def storm(server: Server, count: int, **fields: Any) -> list[Reply]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: server.post({"context": PROMPT, **WILD} | fields), range(count)))
+
+
+def assert_served_or_refused(replies: list[Reply]) -> Counter[int]:
+    counted = Counter(reply.status for reply in replies)
+    assert set(counted) <= {200, 503}, counted
+    for reply in replies:
+        if reply.status == 503:
+            reply.error(503, "overloaded")
+            assert 1 <= int(reply.headers["Retry-After"]) <= 60
+    return counted
+
+
+def test_many_parallel_requests_are_200_or_503_with_retry_after(narrow: Server) -> None:
+    counted = assert_served_or_refused(storm(narrow, 40, samples=4, maxlength=30))
+    assert counted[200] >= 2
+    assert counted[503] >= 1
+    narrow.assert_healthy()
+
+
+def test_a_refusal_comes_at_once_while_the_service_is_busy(narrow: Server) -> None:
+    body = json.dumps({"context": PROMPT, "samples": 16, "maxlength": 200, **WILD})
+    busy = [narrow.connect() for _ in range(2)]
+    for connection in busy:
+        connection.sendall(narrow.http(body, "Content-Type: application/json"))
+    time.sleep(0.2)
+    started = time.monotonic()
+    narrow.post({"context": PROMPT}).error(503, "overloaded")
+    assert time.monotonic() - started < 1
+    for connection in busy:
+        connection.close()
+    time.sleep(0.3)
+    narrow.assert_healthy()
+
+
+def test_streams_are_refused_with_a_status_and_not_within_the_stream(narrow: Server) -> None:
+    replies = storm(narrow, 20, samples=4, maxlength=30, stream=True)
+    for reply in replies:
+        if reply.status == 503:
+            reply.error(503, "overloaded")
+        else:
+            assert reply.body.endswith(b"data: [DONE]\n\n")
+            assert b'"error"' not in reply.body
+    assert {reply.status for reply in replies} == {200, 503}
+    narrow.assert_healthy()
+
+
+def test_long_contexts_in_parallel_are_refused_as_short_ones_are(narrow: Server) -> None:
+    """Contexts over 2 000 characters are encoded off the loop, between the check of the queue and the entry into it."""
+    for _ in range(3):
+        assert_served_or_refused(storm(narrow, 30, context="高血压" + " " * 30_000 + "要注意", samples=8, maxlength=10))
+    narrow.assert_healthy()
+
+
+def test_more_samples_than_rows_are_refused_by_name(narrow: Server) -> None:
+    narrow.post({"context": PROMPT, "samples": 17}).error(400, "invalid_value", "samples")
+
+
+def test_no_first_token_in_time_is_504(start_server: ServerFactory) -> None:
+    server = start_server("--request-timeout-s", "0.2", "--max-rows", "16")
+    server.baseline = server.fixed_result()
+    body = json.dumps({"context": PROMPT, "samples": 16, "maxlength": 240, **WILD})
+    busy = [server.connect() for _ in range(2)]
+    for connection in busy:
+        connection.sendall(server.http(body, "Content-Type: application/json"))
+        time.sleep(0.05)
+    server.post({"context": PROMPT, "samples": 16}).error(504, "deadline_exceeded")
+    for connection in busy:
+        connection.close()
+    time.sleep(0.3)
+    server.assert_healthy()

@@ -1,0 +1,43 @@
+"""The model card carries the figures of eval.json and keeps what people wrote below the marker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from promptgen.training.card import MARKER, write_card
+
+REPORT: dict[str, Any] = {
+    "held_out": {
+        "documents": 12,
+        "tokens": 99,
+        "characters": 150,
+        "loss_per_token": 1.5,
+        "perplexity_per_token": 4.482,
+        "loss_per_character": 0.9,
+        "perplexity_per_character": 2.46,
+    },
+    "unknown_token_share": 0.0,
+    "parameters": 5528064,
+    "model_bytes": 11060000,
+    "vocabulary": {"tokens": 9000, "sha256": "0" * 64},
+    "corpus": {"documents": 200, "dialogues": 30, "tokens": 4000},
+}
+
+
+def test_card_states_the_figures(tmp_path: Path) -> None:
+    write_card(tmp_path, REPORT)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for figure in ("4.482", "2.46", "5,528,064", "11.1 MB", "9,000 tokens", "200 documents, 30 dialogues"):
+        assert figure in card
+
+
+def test_card_written_anew_keeps_what_people_wrote(tmp_path: Path) -> None:
+    write_card(tmp_path, REPORT)
+    path = tmp_path / "README.md"
+    path.write_text(path.read_text(encoding="utf-8") + "\nNo medical advice.\n", encoding="utf-8")
+    write_card(tmp_path, REPORT | {"parameters": 1234567})
+    card = path.read_text(encoding="utf-8")
+    assert "1,234,567" in card
+    assert card.endswith("\nNo medical advice.\n")
+    assert card.count(MARKER) == 1

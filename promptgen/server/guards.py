@@ -173,9 +173,9 @@ def check_host(settings: ServeSettings) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.headers.get(hdrs.HOST, "").lower()
+        host = request.headers.get(hdrs.HOST, "").strip().lower()
         # A browser always sends Host; a client without one (HTTP/1.0) cannot be rebound.
-        if host and not _host_allowed(host, names):
+        if hdrs.HOST in request.headers and not _host_allowed(host, names):
             raise HttpFault(403, "host_not_allowed", "this Host is not served; name it with --allowed-host")
         origin = request.headers.get(hdrs.ORIGIN)
         if listed and origin is not None and origin not in listed and origin.partition("://")[2].lower() != host:

@@ -180,9 +180,13 @@ def test_nul_and_half_surrogates_are_refused_in_lists(server: Server, text: str)
     refuse(server, f'{{"context": "a", "stop": ["x", "{text}"]}}', 400, "invalid_text", "stop")
 
 
-@pytest.mark.parametrize("value", ["100000", "1000000000", "9" * 30])
+@pytest.mark.parametrize("value", ["100000", "1000000000"])
 def test_a_maxlength_beyond_any_window_is_refused(server: Server, value: str) -> None:
     refuse(server, f'{{"context": "a", "maxlength": {value}}}', 400, "context_length_exceeded", "context")
+
+
+def test_a_maxlength_of_30_digits_is_out_of_range(server: Server) -> None:
+    refuse(server, f'{{"context": "a", "maxlength": {"9" * 30}}}', 400, "invalid_value", "maxlength")
 
 
 def test_a_maxlength_of_4000_digits_is_not_sent_back(server: Server) -> None:

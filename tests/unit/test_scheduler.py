@@ -77,8 +77,8 @@ class SchedulerWalk(RuleBasedStateMachine):
     def admit(self, plan: Plan) -> None:
         taken = self.queue[: len(plan.admissions)]
         assert [(a.request_id, a.request) for a in plan.admissions] == taken
-        num_prefill = sum(len(asked.prompt_ids) for _, asked in taken)
-        assert len(taken) <= 1 or num_prefill <= MAX_PREFILL_TOKENS
+        longest = max((len(asked.prompt_ids) for _, asked in taken), default=0)
+        assert len(taken) <= 1 or longest * len(taken) <= MAX_PREFILL_TOKENS
         del self.queue[: len(taken)]
         first_row = len(self.left)
         assert plan.num_continuing == (first_row if plan.admissions else plan.num_rows)
@@ -90,7 +90,8 @@ class SchedulerWalk(RuleBasedStateMachine):
             first_row += asked.num_samples
         if self.queue:
             head = self.queue[0][1]
-            assert first_row + head.num_samples > MAX_ROWS or num_prefill + len(head.prompt_ids) > MAX_PREFILL_TOKENS
+            padded = max(longest, len(head.prompt_ids)) * (len(taken) + 1)
+            assert first_row + head.num_samples > MAX_ROWS or padded > MAX_PREFILL_TOKENS
 
     def expected_events(self, plan: Plan, keys: list[Key], token_ids: list[int]) -> list[Event]:
         expected: list[Event] = [StartEvent(admission.request_id) for admission in plan.admissions]
@@ -188,12 +189,13 @@ def test_a_small_request_does_not_overtake_a_large_one() -> None:
     assert started == [[0], [], [1], [2]]
 
 
-def test_prompts_read_in_one_step_are_bounded() -> None:
+def test_prompts_read_in_one_step_are_bounded_with_their_padding() -> None:
     scheduler = Scheduler(max_rows=8, max_queue=8, end_id=END)
-    for request_id, num_prompt in enumerate([MAX_PREFILL_TOKENS - 10, 10, 1, MAX_PREFILL_TOKENS + 1]):
+    half = MAX_PREFILL_TOKENS // 2
+    for request_id, num_prompt in enumerate([half, 10, 1, half + 1, MAX_PREFILL_TOKENS + 1]):
         scheduler.add(request_id, request(1, 9, num_prompt))
-    admitted = [[a.request_id for a in step(scheduler)[0].admissions] for _ in range(3)]
-    assert admitted == [[0, 1], [2], [3]]
+    admitted = [[a.request_id for a in step(scheduler)[0].admissions] for _ in range(4)]
+    assert admitted == [[0, 1], [2], [3], [4]]
 
 
 def test_idle_scheduler_plans_nothing() -> None:

@@ -51,7 +51,8 @@ model: $(VENV)/.all
 	$(BIN)/promptgen vocab $(CORPUS) --out vocab
 	$(BIN)/promptgen prepare $(CORPUS)/prompts.train.txt $(CORPUS)/dialogues.train.txt \
 	  --valid-corpus $(CORPUS)/prompts.valid.txt $(CORPUS)/dialogues.valid.txt --vocab vocab --out $(PREPARED)
-	$(BIN)/promptgen train $(PREPARED) --out $(MODEL)
+	$(BIN)/promptgen train $(PREPARED) --out build/first
+	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --from build/first --epochs 0.7 --learning-rate 1e-3 --seed 1
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -32,6 +32,14 @@ def write_card(folder: Path, report: dict[str, Any]) -> None:
     path.write_text(_HEAD.format(name=folder.name) + _rows(report) + f"\n{MARKER}{own}", encoding="utf-8")
 
 
+def _runs(training: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run that made the model, and before it those it continued."""
+    runs = [training]
+    while "before" in runs[-1]:
+        runs.append(runs[-1]["before"])
+    return runs
+
+
 def _rows(report: dict[str, Any]) -> str:
     held_out, corpus, training = report["held_out"], report["corpus"], report.get("training") or {}
     rows = {
@@ -52,8 +60,9 @@ def _rows(report: dict[str, Any]) -> str:
             f"{training['layers']} layers x {training['width']}, {training['heads']} heads, window {training['window']}"
         )
         made["shape"] = shape
-        made["training"] = (
-            f"{training['steps']:,} steps, {training['tokens']:,} tokens, {training['seconds'] / 60:.0f} minutes"
+        made["training"] = " after ".join(
+            f"{run['steps']:,} steps, {run['tokens']:,} tokens, {run['seconds'] / 60:.0f} minutes"
+            for run in _runs(training)
         )
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     return (

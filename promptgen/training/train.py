@@ -159,7 +159,7 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
                 if bar.disable:
                     print(json.dumps(record), file=sys.stderr, flush=True)
     save_model(model, out, vocabulary)
-    figures = {
+    figures: dict[str, Any] = {
         "training": asdict(config)
         | {
             "steps": num_steps,
@@ -169,6 +169,8 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
             "bf16": bf16,
         }
     }
+    if start_from is not None and (before := _known_training(start_from)) is not None:
+        figures["training"]["before"] = before
     return write_eval(out, data, figures)
 
 
@@ -238,9 +240,15 @@ def validate(model_folder: Path, data: Path) -> dict[str, Any]:
     Raises FileFault if the data were prepared with another vocabulary.
     """
     _check_vocabulary(model_folder, data)
-    known = model_folder / "eval.json"
-    training = json.loads(known.read_text(encoding="utf-8")).get("training") if known.exists() else None
+    training = _known_training(model_folder)
     return write_eval(model_folder, data, {"training": training} if training else None)
+
+
+def _known_training(model_folder: Path) -> dict[str, Any] | None:
+    """What a folder's eval.json says of how its model was trained."""
+    path = model_folder / "eval.json"
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return report.get("training")
 
 
 def _check_vocabulary(model_folder: Path, data: Path) -> None:

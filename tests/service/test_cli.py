@@ -202,7 +202,7 @@ def test_validate_takes_documents_longer_than_the_window(trained: Path, corpus: 
     assert json.loads(done.stdout)["documents"] == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n\n", b"\xff\xfe\xfd\x00\xd8\xff", None])
+@pytest.mark.parametrize("content", [b"", b"\n \n\n", b"\xff\xff\xff\xff", None])
 def test_a_corpus_without_text_is_refused(content: bytes | None, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     if content is not None:

@@ -41,3 +41,13 @@ def test_card_written_anew_keeps_what_people_wrote(tmp_path: Path) -> None:
     assert "1,234,567" in card
     assert card.endswith("\nNo medical advice.\n")
     assert card.count(MARKER) == 1
+
+
+def test_card_names_the_runs_a_model_continued(tmp_path: Path) -> None:
+    shape = {"layers": 4, "width": 256, "heads": 4, "window": 256}
+    first = shape | {"steps": 1866, "tokens": 10_700_000, "seconds": 2383}
+    write_card(
+        tmp_path, REPORT | {"training": shape | {"steps": 653, "tokens": 3_700_000, "seconds": 690, "before": first}}
+    )
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "653 steps, 3,700,000 tokens, 12 minutes after 1,866 steps, 10,700,000 tokens, 40 minutes" in card

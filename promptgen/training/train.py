@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptgen.errors import FileFault, NumericalFailure, UsageError
@@ -28,9 +27,9 @@ from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from promptgen.training.card import write_card
 from promptgen.training.dataset import IGNORED, Batch, TokenFile, batches, file_sha256, load_part
 from promptgen.training.loss import linear_cross_entropy
+from promptgen.training.progress import Progress
 from promptgen.training.shape import TrainConfig
 
-LOG_LINES = 200  # over the whole run
 VALIDATION_DOCUMENTS = 4000  # looked at during the run; eval.json is over all
 
 
@@ -107,71 +106,46 @@ def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = 
     optimizer = _optimizer(model, config)
     bf16 = _multiplies_bf16()
     out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    trained_tokens = 0
-    smooth = math.nan
+    validate_every = max(1, num_steps // config.validations)
     model.train()
-    with (
-        (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics,
-        tqdm(total=num_steps, desc="train", unit=" steps", disable=None) as bar,
-    ):
-        for step, batch in enumerate(_endless(train_part, config)):
-            if step == num_steps:
-                break
+    with Progress(out / "metrics.jsonl", num_steps) as progress:
+        for step, batch in enumerate(islice(_endless(train_part, config), num_steps)):
             rate = learning_rate(step, num_steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss, num_tokens = batch_loss(model, batch)
-                loss = loss / num_tokens
-            value = float(loss.detach())
-            if not math.isfinite(value):
+            loss, num_tokens = _train_step(model, optimizer, batch, rate, bf16, config)
+            if not math.isfinite(loss):
                 raise NumericalFailure(
-                    f"the loss is {value} at step {step}; try a lower --learning-rate (now {config.learning_rate:g})"
+                    f"the loss is {loss} at step {step}; try a lower --learning-rate (now {config.learning_rate:g})"
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            trained_tokens += num_tokens
-            smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
-            bar.update()
-            done = step + 1
-            is_validation = len(valid_part) > 0 and done % max(1, num_steps // config.validations) == 0
-            if is_validation or done % max(1, num_steps // LOG_LINES) == 0 or done == num_steps:
-                elapsed_s = time.perf_counter() - started
-                record = {
-                    "step": done,
-                    "of": num_steps,
-                    "loss": round(smooth, 4),
-                    "lr": rate,
-                    "tokens_per_s": round(trained_tokens / elapsed_s),
-                    "elapsed_s": round(elapsed_s, 1),
-                }
-                if is_validation:
-                    record["valid_loss"] = round(
-                        evaluate(model, valid_part, config.row_length, max_documents=VALIDATION_DOCUMENTS)[0], 4
-                    )
-                    save_model(model, out, vocabulary)
-                metrics.write(json.dumps(record) + "\n")
-                metrics.flush()
-                bar.set_postfix(loss=f"{smooth:.3f}", valid=record.get("valid_loss", ""))
-                if bar.disable:
-                    print(json.dumps(record), file=sys.stderr, flush=True)
+            valid_loss = None
+            if len(valid_part) and (step + 1) % validate_every == 0:
+                valid_loss, _ = evaluate(model, valid_part, config.row_length, max_documents=VALIDATION_DOCUMENTS)
+                save_model(model, out, vocabulary)
+            progress.note(loss, num_tokens, rate, valid_loss)
     save_model(model, out, vocabulary)
-    figures: dict[str, Any] = {
-        "training": asdict(config)
-        | {
-            "steps": num_steps,
-            "documents_cut": num_cut,
-            "tokens": trained_tokens,
-            "seconds": round(time.perf_counter() - started),
-            "bf16": bf16,
-        }
-    }
+    run = {"steps": num_steps, "documents_cut": num_cut, "bf16": bf16}
+    run |= {"tokens": progress.num_tokens, "seconds": round(progress.elapsed_s)}
+    figures: dict[str, Any] = {"training": asdict(config) | run}
     if start_from is not None and (before := _known_training(start_from)) is not None:
         figures["training"]["before"] = before
     return write_eval(out, data, figures)
+
+
+def _train_step(
+    model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, batch: Batch, rate: float, bf16: bool, config: TrainConfig
+) -> tuple[float, int]:
+    """Loss per token (nats) of a batch and the number of its tokens. A loss that is not a number changes no weight."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        total, num_tokens = batch_loss(model, batch)
+        loss = total / num_tokens
+    value = float(loss.detach())
+    if math.isfinite(value):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+    return value, num_tokens
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:

@@ -1,4 +1,4 @@
-"""promptgen: several ways a prompt could go on, in milliseconds, from a small GPT-2 of your own.
+"""promptgen: several ways a prompt could go on, in tens of milliseconds, from a small GPT-2 of your own.
 
 The public names; each is loaded when it is first used, so that `import promptgen` does not import torch.
 """

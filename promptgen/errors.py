@@ -5,6 +5,7 @@
     ├── FileFault            a model, vocabulary, config or corpus is unusable  exit 3
     ├── NumericalFailure     training diverged                                  exit 4
     ├── DiskFault            a file could not be written                        exit 5
+    ├── Stopped              a signal ended a long run, whose work is kept      exit 130 or 143
     └── RequestError         one request cannot be answered                     an HTTP status, see server/faults.py
         ├── InvalidRequest          a field is wrong; `param` names it
         │   └── ContextLengthExceeded   prompt + new tokens do not fit the window
@@ -17,13 +18,11 @@ The exit codes are the command line's promise; `exit_code` carries them.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class PromptgenError(Exception):
     """Base of all errors that promptgen raises on purpose."""
 
-    exit_code: ClassVar[int] = 70
+    exit_code: int = 70
 
 
 class UsageError(PromptgenError):
@@ -47,6 +46,14 @@ class NumericalFailure(PromptgenError):
 
 class DiskFault(PromptgenError):
     exit_code = 5
+
+
+class Stopped(PromptgenError):
+    """A signal ended a long run. What was done is on disk; the same command goes on from there."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(f"{message}; run the same command again to go on")
+        self.exit_code = 128 + signum
 
 
 class RequestError(PromptgenError):

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 
 from promptgen.errors import FileFault
 
+END_TOKEN = "<|endoftext|>"
+SEPARATOR_TOKEN = "<|sep|>"  # ends a line or a turn, as [SEP] does in word vocabularies
+_END_NAMES = (END_TOKEN, "</s>", "<|end_of_text|>")
+_NEWLINE = "\u010a"  # the token of the byte 0x0A
 _BULK_CHUNK = 2000  # texts the library takes at a time
 
 
 class BytePairTokenizer:
-    """GPT-2's byte-level BPE, read by the `tokenizers` library. Its one special token begins and ends documents."""
+    """GPT-2's byte-level BPE, read by the `tokenizers` library.
+
+    `begin_id` and `end_id` are one token, <|endoftext|>: it stands between documents. `separator_id` ends a line or a turn: <|sep|>, else
+    the newline, else `end_id`. There is no unknown token: bytes spell everything. <|sep|> becomes one line break in text, other special
+    tokens nothing.
+    """
 
     def __init__(self, folder: Path) -> None:
         whole = folder / "tokenizer.json"
@@ -24,20 +33,21 @@ class BytePairTokenizer:
             if whole.exists()
             else _load_bpe_pair(folder / "vocab.json", folder / "merges.txt")
         )
-        end = next(
-            (
-                i
-                for name in ("<|endoftext|>", "</s>", "<|end_of_text|>")
-                if (i := self._inner.token_to_id(name)) is not None
-            ),
-            None,
-        )
-        if end is None:
-            raise FileFault(folder, "the BPE vocabulary has no <|endoftext|> token to end a document")
+        end_token = next((name for name in _END_NAMES if self._inner.token_to_id(name) is not None), None)
+        if end_token is None:
+            raise FileFault(folder, f"the BPE vocabulary has no {END_TOKEN} token to end a document")
+        separator: int | None = self._inner.token_to_id(SEPARATOR_TOKEN)
+        # Only what is there: with one token more the vocabulary would not fit the model.
+        self._inner.add_special_tokens([end_token] if separator is None else [end_token, SEPARATOR_TOKEN])
+        end: int = self._inner.get_vocab(with_added_tokens=True)[end_token]
         self.begin_id = self.end_id = end
+        newline: int | None = self._inner.token_to_id(_NEWLINE)
+        self.separator_id = next(i for i in (separator, newline, self.end_id) if i is not None)
+        self.unknown_id: int | None = None
         added: dict[int, tokenizers.AddedToken] = self._inner.get_added_tokens_decoder()
-        self._special_ids = frozenset(i for i, token in added.items() if token.special)
-        self.banned_ids: tuple[int, ...] = tuple(sorted(self._special_ids - {end}))
+        special_ids = {i for i, token in added.items() if token.special}
+        self.banned_ids: tuple[int, ...] = tuple(sorted(special_ids - {self.end_id, self.separator_id}))
+        self._shown_as = {i: "\n" if i == separator else "" for i in special_ids}
 
     @property
     def size(self) -> int:
@@ -57,31 +67,40 @@ class BytePairTokenizer:
                 yield list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._inner.decode(list(ids), skip_special_tokens=True))
+        detokenizer = self.detokenizer("")
+        return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
 
     def detokenizer(self, prompt: str) -> _ByteDetokenizer:
-        return _ByteDetokenizer(self._inner, self._special_ids)
+        return _ByteDetokenizer(self._inner, self._shown_as)
 
 
 class _ByteDetokenizer:
-    """Gives out whole characters only: a token may end within one."""
+    """Gives out whole characters only: a token may end within one. Bytes that no character can hold become U+FFFD."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, special_ids: frozenset[int]) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, shown_as: Mapping[int, str]) -> None:
         self._inner = inner
-        self._special_ids = special_ids
+        self._shown_as = shown_as
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def fork(self) -> _ByteDetokenizer:
-        other = _ByteDetokenizer(self._inner, self._special_ids)
+        other = _ByteDetokenizer(self._inner, self._shown_as)
         other._utf8.setstate(self._utf8.getstate())
         return other
 
     def push(self, token_id: int) -> str:
-        token = "" if token_id in self._special_ids else self._inner.id_to_token(token_id) or ""
-        return self._utf8.decode(bytes(_BYTE_OF[c] for c in token if c in _BYTE_OF))
+        shown = self._shown_as.get(token_id)
+        token: str = shown if shown is not None else self._inner.id_to_token(token_id) or ""
+        return self._utf8.decode(_bytes_of(token))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+
+def _bytes_of(token: str) -> bytes:
+    try:
+        return bytes(map(BYTE_OF.__getitem__, token))
+    except KeyError:  # a line break, or a token added to a tokenizer.json as plain text
+        return token.encode()
 
 
 def _bytes_of_gpt2() -> dict[str, int]:
@@ -91,7 +110,7 @@ def _bytes_of_gpt2() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(rest)}
 
 
-_BYTE_OF = _bytes_of_gpt2()
+BYTE_OF = _bytes_of_gpt2()
 
 
 def _load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
@@ -121,5 +140,6 @@ def _load_bpe_pair(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
         raise FileFault(vocab.parent, f"vocab.json and merges.txt are not a byte-level BPE: {fault}") from fault
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
-    inner.add_special_tokens(["<|endoftext|>"])
+    if not any(name in ids for name in _END_NAMES):
+        inner.add_special_tokens([END_TOKEN])
     return inner

@@ -9,6 +9,7 @@ Counting, training and answering share these, so they cannot disagree on where a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
@@ -51,8 +52,13 @@ class Tokenizer(Protocol):
     @property
     def end_id(self) -> int: ...
     @property
+    def separator_id(self) -> int: ...
+    @property
+    def unknown_id(self) -> int | None: ...
+    @property
     def banned_ids(self) -> tuple[int, ...]: ...
     def encode(self, text: str) -> list[int]: ...
+    def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def detokenizer(self, prompt: str) -> Detokenizer: ...
 
@@ -197,12 +203,34 @@ def _last_word(tokenizer: BertWordTokenizer, prompt: str) -> list[str]:
 
 def load_tokenizer(folder: Path | str) -> BertWordTokenizer | BytePairTokenizer:
     """The tokenizer of a model or vocabulary folder. Raises FileFault naming the file at fault."""
-    folder = Path(folder)
-    if (folder / VOCABULARY_FILE).exists():
-        return BertWordTokenizer(Vocabulary.load(folder / VOCABULARY_FILE))
-    if (folder / "tokenizer.json").exists() or ((folder / "vocab.json").exists() and (folder / "merges.txt").exists()):
-        return BytePairTokenizer(folder)
+    first = vocabulary_files(Path(folder))[0]
+    if first.name == VOCABULARY_FILE:
+        return BertWordTokenizer(Vocabulary.load(first))
+    return BytePairTokenizer(first.parent)
+
+
+def vocabulary_files(folder: Path) -> list[Path]:
+    """The files that `load_tokenizer` reads: vocab.txt; else tokenizer.json; else vocab.json and merges.txt. Raises FileFault if none."""
+    for names in ((VOCABULARY_FILE,), ("tokenizer.json",), ("vocab.json", "merges.txt")):
+        if all((folder / name).exists() for name in names):
+            return [folder / name for name in names]
     raise FileFault(folder, "holds no vocabulary: vocab.txt, tokenizer.json, or vocab.json with merges.txt")
+
+
+def vocabulary_sha256(folder: Path) -> str:
+    """A folder's vocabulary in 64 hexadecimal digits.
+
+    Of a single file it is the file's SHA-256; of several, the SHA-256 of lines "NAME DIGEST". Raises FileFault if there is none.
+    """
+    lines: list[tuple[str, str]] = []
+    for path in vocabulary_files(folder):
+        try:
+            lines.append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+        except OSError as fault:
+            raise FileFault(path, f"cannot be read: {fault.strerror}") from fault
+    if len(lines) == 1:
+        return lines[0][1]
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in lines).encode()).hexdigest()
 
 
 _worker: BertWordTokenizer | None = None  # one per worker process of encode_many, set by its initializer

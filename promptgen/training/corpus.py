@@ -1,123 +1,191 @@
 """Reads a corpus: files of documents or dialogues, one after another, never all at once.
 
-    documents   one a line
-    dialogues   one utterance a line, dialogues separated by blank lines
+    *.txt      documents, one a line, or dialogues: an utterance a line, dialogues separated by blank lines
+    *.jsonl    an object a line, see records.py
+    *.json     a list of strings or of such objects
 
-Which of the two a file is shows in its first blocks. UTF-8, UTF-16 (with a mark) and GB18030 are told apart by content.
+Each may be packed by gzip. Which of the two a text is shows in its first blocks; files of other names are what they look like. What cannot be used
+is left out and noted in a `Dropped`; a file of which nothing can be used is refused.
 """
 
 from __future__ import annotations
 
-import codecs
 import glob
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from enum import StrEnum
 from pathlib import Path
 
 from promptgen.errors import FileFault
+from promptgen.training.dropped import Dropped
+from promptgen.training.encodings import Head, detect_encoding, read_head
+from promptgen.training.jsonfiles import read_jsonl, read_list
+from promptgen.training.reading import MAX_LINE_CHARACTERS, Note, Source, read_lines
+from promptgen.training.records import SHAPES, Document
 
-_PROBE_BYTES = 1 << 16
-_PROBE_LINES = 400
+__all__ = ["Document", "Dropped", "FileReport", "Kind", "detect_encoding", "find_files", "read_documents"]
+
+_SUFFIXES = tuple(suffix + packed for suffix in (".txt", ".json", ".jsonl") for packed in ("", ".gz"))
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One document (`turns` has one text) or one dialogue (question and answer in turn)."""
+class Kind(StrEnum):
+    DOCUMENTS = "documents"
+    DIALOGUES = "dialogues"
+    JSONL = "jsonl"
+    JSON = "json"
 
-    turns: tuple[str, ...]
-    is_dialogue: bool
+
+_EXPECTED = {
+    Kind.DOCUMENTS: "text with a document a line",
+    Kind.DIALOGUES: "text with an utterance a line and a blank line between dialogues",
+    Kind.JSONL: f"on each line {SHAPES}",
+    Kind.JSON: f"a list of strings or of objects, each {SHAPES}",
+}
+
+
+@dataclass(slots=True)
+class FileReport:
+    """What a file turned out to be. All but path, encoding and kind are known when it was read to its end."""
+
+    path: Path
+    encoding: str
+    kind: Kind
+    num_bytes: int = 0
+    sha256: str = ""
+    num_documents: int = 0
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
-    """Files, folders (their *.txt) and glob patterns become a sorted list of files. Raises FileFault for one that gives none."""
-    found: list[Path] = []
+    """Files, folders (with all below) and glob patterns become a list of files, each folder's sorted; none twice.
+
+    Raises FileFault for a source that gives none.
+    """
+    found: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
-        here = (
-            sorted(path.rglob("*.txt"))
-            if path.is_dir()
-            else [path]
-            if path.is_file()
-            else sorted(map(Path, glob.glob(str(source), recursive=True)))
-        )
+        matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(source), recursive=True)))
+        here = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
         if not here:
-            raise FileFault(source, "no such file, or a folder without *.txt files")
-        found += here
-    return found
+            raise FileFault(
+                source, "no such file, or a folder without *.txt, *.json or *.jsonl files (or *.gz of these)"
+            )
+        found |= dict.fromkeys(here)
+    return list(found)
 
 
-def read_documents(paths: Iterable[Path], dropped: Counter[str] | None = None) -> Iterator[Document]:
-    """All documents of all files. What is left out is counted by reason in `dropped` ("blank")."""
-    dropped = Counter() if dropped is None else dropped
+def _files_below(folder: Path) -> list[Path]:
+    # promptgen expand and prepare write a meta.json beside their data, which is no corpus.
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(_SUFFIXES) and path.name != "meta.json" and path.is_file()
+    )
+
+
+def read_documents(
+    paths: Iterable[Path],
+    dropped: Dropped | None = None,
+    *,
+    reports: list[FileReport] | None = None,
+    on_read: Callable[[int], None] | None = None,
+) -> Iterator[Document]:
+    """All documents of all files.
+
+    What is left out is noted in `dropped`. `reports` gets an entry when a file is begun, so its last is that of the document just given;
+    `on_read` is told of bytes read from the disk. Raises FileFault for a file that cannot be read or of which nothing can be used.
+    """
+    dropped = Dropped() if dropped is None else dropped
     for path in paths:
-        encoding = detect_encoding(path)
-        if _holds_dialogues(_lines(path, encoding)):
-            yield from _dialogues(_lines(path, encoding))
-        else:
-            for line in _lines(path, encoding):
-                if text := line.strip():
-                    yield Document((text,), is_dialogue=False)
-                else:
-                    dropped["blank"] += 1
+        head = read_head(path)
+        report = FileReport(path, head.encoding, _kind(path, head))
+        if reports is not None:
+            reports.append(report)
+        source = Source(path, on_read)
+
+        def note(reason: str, number: int, path: Path = path) -> None:
+            dropped.add(reason, path, number)
+
+        for document in _READERS[report.kind](source, head.encoding, note):
+            report.num_documents += 1
+            yield document
+        report.num_bytes, report.sha256 = source.num_bytes, source.sha256
+        if not report.num_documents:
+            _refuse_unusable(report, dropped.of(path))
 
 
-def detect_encoding(path: Path) -> str:
-    """utf-8-sig, utf-16 or gb18030. Raises FileFault for a file that is none of these, or cannot be read."""
+def _refuse_unusable(report: FileReport, dropped: Dropped) -> None:
+    """A file that is empty or blank is no fault; one that holds something else is."""
+    if dropped.counts().keys() - {"blank"}:
+        raise FileFault(
+            report.path,
+            f"nothing in it can be used; expected {_EXPECTED[report.kind]}. Left out: {dropped.summary()}",
+        )
+
+
+def _kind(path: Path, head: Head) -> Kind:
+    name = path.name.lower().removesuffix(".gz")
+    text = head.text.lstrip()
+    first_line = text.partition("\n")[0]
+    if name.endswith(".jsonl"):
+        return Kind.JSONL
+    if name.endswith(".json"):
+        return Kind.JSONL if text.startswith("{") and _is_object(first_line) else Kind.JSON
+    if not name.endswith(".txt") and _is_object(first_line):
+        return Kind.JSONL
+    return Kind.DIALOGUES if _holds_dialogues(head) else Kind.DOCUMENTS
+
+
+def _is_object(line: str) -> bool:
     try:
-        with path.open("rb") as file:
-            head = file.read(_PROBE_BYTES)
-    except OSError as fault:
-        raise FileFault(path, f"cannot be read: {fault.strerror}") from fault
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            # A character cut at the end of the probe is no fault.
-            codecs.getincrementaldecoder(encoding)().decode(head)
-        except UnicodeDecodeError:
-            continue
-        return encoding
-    raise FileFault(path, "is neither UTF-8 nor GB18030; convert it, for example with iconv -t UTF-8")
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    if encoding == "utf-16":
-        try:
-            with path.open(encoding=encoding) as file:
-                yield from file
-        except UnicodeError as fault:
-            raise FileFault(path, f"is cut or damaged: {fault}") from fault
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode(encoding if number == 1 else encoding.removesuffix("-sig"))
-            except UnicodeDecodeError as fault:
-                raise FileFault(path, f"line {number} is not {encoding.removesuffix('-sig')}") from fault
-
-
-def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
-    block: list[str] = []
-    for line in lines:
-        if text := line.strip():
-            block.append(text)
-        elif block:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _holds_dialogues(lines: Iterator[str]) -> bool:
+def _holds_dialogues(head: Head) -> bool:
     """Whether nearly all blocks between blank lines have an even number of lines, as questions and answers do."""
-    probe = list(islice(lines, _PROBE_LINES))
-    blocks = list(_blocks(probe))
-    whole = blocks[:-1] if len(probe) == _PROBE_LINES else blocks  # the last one may be cut by the probe
-    return len(whole) >= 2 and sum(len(block) % 2 == 0 for block in whole) >= 0.9 * len(whole)
+    lines = head.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    sizes = [0]
+    for line in lines:
+        if line.strip():
+            sizes[-1] += 1
+        elif sizes[-1]:
+            sizes.append(0)
+    sizes = [size for size in (sizes if head.is_whole else sizes[:-1]) if size]  # the last one may be cut
+    return len(sizes) >= 2 and sum(size % 2 == 0 for size in sizes) >= 0.9 * len(sizes)
 
 
-def _dialogues(lines: Iterator[str]) -> Iterator[Document]:
-    for block in _blocks(lines):
-        yield Document(tuple(block), is_dialogue=True)
+def _read_documents(source: Source, encoding: str, note: Note) -> Iterator[Document]:
+    for number, line in read_lines(source, encoding, note):
+        if text := line.strip():
+            yield Document((text,), False, number)
+        else:
+            note("blank", number)
+
+
+def _read_dialogues(source: Source, encoding: str, note: Note) -> Iterator[Document]:
+    turns: list[str] = []
+    first, num_characters = 0, 0
+    for number, line in read_lines(source, encoding, note):
+        text = line.strip()
+        first = first if turns else number
+        is_full = num_characters > MAX_LINE_CHARACTERS and len(turns) % 2 == 0
+        if turns and (not text or is_full):
+            if text:
+                note("too long", number)  # a dialogue without end goes on as the next one
+            yield Document(tuple(turns), True, first)
+            turns, first, num_characters = [], number, 0
+        if text:
+            turns.append(text)
+            num_characters += len(text)
+    if turns:
+        yield Document(tuple(turns), True, first)
+
+
+_READERS: dict[Kind, Callable[[Source, str, Note], Iterator[Document]]] = {
+    Kind.DOCUMENTS: _read_documents,
+    Kind.DIALOGUES: _read_dialogues,
+    Kind.JSONL: read_jsonl,
+    Kind.JSON: read_list,
+}

@@ -1,61 +1,81 @@
-"""What a training run shows: a progress bar at a terminal, else a JSON line now and then, and metrics.jsonl in any case."""
+"""What a training run shows: a progress bar at a terminal, else a line now and then; metrics.jsonl and curves.png in any case."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from promptgen.training.checkpoint import State
+from promptgen.training.curves import METRICS_FILE, draw_curves, read_metrics
+from promptgen.training.evaluate import Quality
+
 LOG_LINES = 200  # over the whole run
-_SMOOTHING = 0.98
 
 
 class Progress:
-    """Used as a context around the loop; `note` is called once a step."""
+    """Used as a context around the loop; `note` is called once a step. A process that is not `shown` shows and writes nothing."""
 
-    def __init__(self, metrics: Path, num_steps: int) -> None:
-        self._path = metrics
+    def __init__(self, out: Path, num_steps: int, state: State, *, shown: bool = True) -> None:
+        self._out = out
         self._num_steps = num_steps
-        self._step = 0
-        self._smooth = math.nan
-        self._started = time.perf_counter()
-        self.num_tokens = 0
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._started
+        self._begun_at = state.step
+        self._shown = shown
+        self._every = max(1, num_steps // LOG_LINES)
 
     def __enter__(self) -> Progress:
-        self._file = self._path.open("w", encoding="utf-8")
-        self._bar = tqdm(total=self._num_steps, desc="train", unit=" steps", disable=None)
+        self._bar = tqdm(
+            total=self._num_steps,
+            initial=self._begun_at,
+            desc="train",
+            unit=" steps",
+            disable=None if self._shown else True,
+        )
+        if self._shown:
+            self._out.mkdir(parents=True, exist_ok=True)
+            kept = read_metrics(self._out, until_step=self._begun_at)
+            self._file = (self._out / METRICS_FILE).open("w", encoding="utf-8")
+            self._file.writelines(json.dumps(record) + "\n" for record in kept)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
+        if self._shown:
+            self._file.close()
+            draw_curves(self._out)
 
-    def note(self, loss: float, num_tokens: int, rate: float, valid_loss: float | None) -> None:
-        """Takes the figures of one step; `valid_loss` when the held-out part was measured after it."""
-        self._step += 1
-        self.num_tokens += num_tokens
-        self._smooth = loss if math.isnan(self._smooth) else _SMOOTHING * self._smooth + (1 - _SMOOTHING) * loss
+    def note(self, state: State, rate: float) -> None:
+        """Takes where the run stands after a step, and the learning rate of the step."""
         self._bar.update()
-        is_due = self._step % max(1, self._num_steps // LOG_LINES) == 0 or self._step == self._num_steps
-        if is_due or valid_loss is not None:
-            self._write(rate, valid_loss)
+        if self._shown and (state.step % self._every == 0 or state.step == self._num_steps):
+            self._write(self._record(state) | {"lr": rate})
 
-    def _write(self, rate: float, valid_loss: float | None) -> None:
-        record: dict[str, Any] = {"step": self._step, "of": self._num_steps, "loss": round(self._smooth, 4), "lr": rate}
-        record |= {"tokens_per_s": round(self.num_tokens / self.elapsed_s), "elapsed_s": round(self.elapsed_s, 1)}
-        if valid_loss is not None:
-            record["valid_loss"] = round(valid_loss, 4)
+    def note_validation(self, state: State, quality: Quality) -> None:
+        """Takes what the held-out part said."""
+        if not self._shown or not quality.num_tokens:
+            return
+        figures = {"valid_loss": quality.loss, "valid_top_1": quality.top_1, "valid_top_5": quality.top_5}
+        self._write(self._record(state) | {name: round(value, 4) for name, value in figures.items()})
+        draw_curves(self._out)
+
+    def _record(self, state: State) -> dict[str, Any]:
+        speed = state.num_tokens / state.seconds if state.seconds else 0.0
+        return {
+            "step": state.step,
+            "of": self._num_steps,
+            "loss": round(state.smooth_loss or 0.0, 4),
+            "tokens": state.num_tokens,
+            "tokens_per_s": round(speed),
+            "seconds": round(state.seconds, 1),
+        }
+
+    def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self._bar.set_postfix(loss=f"{self._smooth:.3f}", valid=record.get("valid_loss", ""))
+        shown = {name: record[name] for name in ("loss", "valid_loss") if name in record}
+        self._bar.set_postfix(shown)
         if self._bar.disable:
             print(json.dumps(record), file=sys.stderr, flush=True)

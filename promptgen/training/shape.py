@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from promptgen.errors import UsageError
 
+_CHOICES = {"optimizer": ("muon", "adamw"), "schedule": ("linear", "cosine")}
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Everything a training run depends on beside its data. `layers`, `width`, `heads` and `window` shape the model.
 
-    A row is `row_length` tokens of whole documents; a step sees `rows_per_step` rows. `shifted_share` of the documents start at a
-    random position, so that all of the window is learned from short documents.
+    A row is `row_length` tokens of documents; a step sees `rows_per_step` rows, `rows_at_once` at a time (this changes memory and speed,
+    and the result by rounding only). `shifted_share` of the documents start at a random position, so that all of the window is learned
+    from short documents. `steps`, if not 0, is the length of the run instead of `epochs`; `patience` is the number of validations
+    without a better loss after which it ends early, 0 for never.
     """
 
     layers: int = 4
@@ -21,30 +25,56 @@ class TrainConfig:
     heads: int = 4
     window: int = 256
     dropout: float = 0.0
-    epochs: float = 2.0
+    epochs: float = 2.3
+    steps: int = 0
     row_length: int = 128
     rows_per_step: int = 48
+    rows_at_once: int = 24
+    optimizer: str = "muon"
     learning_rate: float = 2e-3
-    warmup_share: float = 0.02
+    matrix_rate: float = 4e-3
+    schedule: str = "linear"
+    warmup_share: float = 0.03
     final_learning_rate_share: float = 0.02
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     shifted_share: float = 0.1
     validations: int = 8  # over the whole run
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raises UsageError for numbers that no run could use."""
-        for name in ("layers", "width", "heads", "window", "row_length", "rows_per_step", "validations"):
+        for name in (
+            "layers",
+            "width",
+            "heads",
+            "window",
+            "row_length",
+            "rows_per_step",
+            "rows_at_once",
+            "validations",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, is {getattr(self, name)}")
-        if self.epochs <= 0 or self.learning_rate <= 0:
-            raise UsageError("--epochs and --learning-rate must be over 0")
+        for name in ("epochs", "learning_rate", "matrix_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"--{name.replace('_', '-')} must be a number over 0, is {getattr(self, name)}")
+        for name in ("dropout", "shifted_share", "warmup_share", "final_learning_rate_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is a share from 0 to 1, is {getattr(self, name)}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"--{name} is one of {', '.join(choices)}, is {getattr(self, name)!r}")
+        if self.steps < 0 or self.patience < 0 or self.seed < 0 or self.weight_decay < 0:
+            raise UsageError("--steps, --patience, --seed and --weight-decay cannot be negative")
         if self.width % self.heads:
             raise UsageError(f"--width {self.width} is not a multiple of --heads {self.heads}")
         if self.row_length > self.window:
             raise UsageError(f"--row-length {self.row_length} is longer than --window {self.window}")
+        if self.row_length < 2:
+            raise UsageError("--row-length must be 2 or more: a token and the one that follows it")
 
     @classmethod
-    def defaults(cls) -> dict[str, int | float]:
-        return {f.name: f.default for f in dataclasses.fields(cls) if isinstance(f.default, int | float)}
+    def defaults(cls) -> dict[str, int | float | str]:
+        return {f.name: f.default for f in dataclasses.fields(cls) if isinstance(f.default, int | float | str)}

@@ -1,273 +1,290 @@
-"""Trains a GPT-2 on a prepared corpus: `promptgen train DATA --out MODEL`.
+"""Trains a GPT-2 on prepared data: `promptgen train DATA --out MODEL`.
 
-The loop is here in full: packed rows, attention within documents, AdamW with decay on matrices only, warm-up then cosine, clipping, bf16 where
-the machine multiplies in it. The model is transformers' own GPT2LMHeadModel and is saved in its layout, in
-float16 to halve its size; what is evaluated is what was saved.
+A run is a function of (data, configuration, seed): order, positions and dropout are drawn from counters, so a run that was killed goes on
+from its newest checkpoint to the very weights that it would have had. The model is transformers' GPT2LMHeadModel and is saved
+in its layout. What lies in OUT is the best model by the held-out loss, what is measured at the end is what was saved.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import nn
+from transformers import GPT2LMHeadModel
 
-from promptgen.errors import FileFault, NumericalFailure, UsageError
-from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
-from promptgen.training.card import write_card
-from promptgen.training.dataset import IGNORED, Batch, TokenFile, batches, file_sha256, load_part
-from promptgen.training.loss import linear_cross_entropy
+from promptgen.errors import FileFault, NumericalFailure, Stopped, UsageError
+from promptgen.training import checkpoint as checkpoints
+from promptgen.training.checkpoint import Checkpoint, State
+from promptgen.training.dataset import file_sha256, load_part
+from promptgen.training.evaluate import Quality, evaluate, sample_of
+from promptgen.training.model_folder import (
+    WEIGHTS_FILE,
+    check_config,
+    load_model,
+    make_model,
+    put_weights,
+    save_model,
+    weights_of,
+)
+from promptgen.training.optimizer import Optimizers, learning_rate_scale
+from promptgen.training.packing import Batch, Shuffle, batches
+from promptgen.training.processes import Processes, best_dtype
 from promptgen.training.progress import Progress
 from promptgen.training.shape import TrainConfig
+from promptgen.training.step import training_step
+from promptgen.training.stopping import StopWish, stop_wish
+from promptgen.training.validate import known_training, measure
 
 VALIDATION_DOCUMENTS = 4000  # looked at during the run; eval.json is over all
+LAST = "last"  # folder in OUT of the newest model, when it is not the best
+CHECKPOINT_S = 300.0  # at least so often, beside every validation
+_TRIAL_S = 4.0  # of trial steps, to turn a budget into a number of steps
 
 
-def gpt2_config(config: TrainConfig, vocabulary: Vocabulary) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=len(vocabulary),
-        n_positions=config.window,
-        n_embd=config.width,
-        n_layer=config.layers,
-        n_head=config.heads,
-        resid_pdrop=config.dropout,
-        embd_pdrop=config.dropout,
-        attn_pdrop=config.dropout,
-        bos_token_id=vocabulary.ids["[MASK]"],
-        eos_token_id=vocabulary.ids["[CLS]"],
-        pad_token_id=vocabulary.ids["[PAD]"],
-    )
+class Run:
+    """One training run in one folder: what it needs, and where it stands."""
 
+    def __init__(
+        self, data: Path, out: Path, config: TrainConfig, start_from: Path | None, budget_s: float | None, resume: bool
+    ) -> None:
+        self.data, self.out, self.start_from = data, out, start_from
+        self.found, faults = checkpoints.newest(out) if resume else (None, [])
+        for fault in faults:
+            print(f"passed over {fault}", file=sys.stderr)
+        self.train_part = load_part(data, "train")
+        self.valid_part = sample_of(load_part(data, "valid"), VALIDATION_DOCUMENTS)
+        if not len(self.train_part.tokens):
+            raise FileFault(data, "holds no document to train on; prepare a corpus first")
+        self.processes = Processes()
+        self.dtype = best_dtype(self.processes.device)
+        self._meta = (data / "meta.json").read_bytes()
+        self.model = self._new_model(config)
+        shape = self.model.config  # with --from, the shape is the start model's
+        self.config = replace(
+            config, layers=shape.n_layer, width=shape.n_embd, heads=shape.n_head, window=shape.n_positions
+        )
+        self.num_steps = self._count_steps(budget_s)
+        self.optimizers = Optimizers(self.model, self.config)
+        self.state = State(0, 0, 0, 0, 0.0, None, None, 0, self._identity())
 
-def attention_mask(segments: Tensor) -> Tensor:
-    """[rows, 1, T, T] of bool from segments [rows, T]: causal, within one document; padding sees itself, so that no row is empty."""
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    return (same & causal)[:, None]
+    def _new_model(self, config: TrainConfig) -> GPT2LMHeadModel:
+        if self.start_from is None:
+            model = make_model(config, self.data)
+        else:
+            model = load_model(self.start_from, self.data)
+            check_config(config, model, self.start_from)
+        cast(nn.Module, model).to(self.processes.device)
+        return model
 
-
-def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> tuple[Tensor, int]:
-    """Summed cross-entropy of a batch (nats) and the number of tokens it is over."""
-    hidden = model.transformer(
-        input_ids=torch.from_numpy(batch.tokens),
-        position_ids=torch.from_numpy(batch.positions),
-        attention_mask=attention_mask(torch.from_numpy(batch.segments)),
-        use_cache=False,
-    ).last_hidden_state
-    labels = torch.from_numpy(batch.labels)
-    wanted = labels != IGNORED
-    return linear_cross_entropy(hidden[wanted], model.lm_head.weight, labels[wanted]), int(wanted.sum())
-
-
-@torch.no_grad()
-def evaluate(
-    model: GPT2LMHeadModel, part: TokenFile, row_length: int, max_documents: int | None = None
-) -> tuple[float, int]:
-    """Mean loss per token (nats) over a part, and the number of tokens."""
-    if max_documents is not None and len(part) > max_documents:
-        part = TokenFile(part.tokens, part.offsets[: max_documents + 1])
-    total, count = 0.0, 0
-    model.train(False)
-    for batch in batches(part, row_length, 32):
-        loss, num_tokens = batch_loss(model, batch)
-        total, count = total + float(loss), count + num_tokens
-    model.train()
-    return (total / count if count else math.nan), count
-
-
-def train(data: Path, out: Path, config: TrainConfig, start_from: Path | None = None) -> dict[str, Any]:
-    """Trains and writes `out` (model, vocab.txt, eval.json, metrics.jsonl). Returns the figures of eval.json.
-
-    Raises FileFault for data or a start model that do not fit, NumericalFailure when the loss is no longer a number.
-    """
-    train_part, valid_part = load_part(data, "train"), load_part(data, "valid")
-    vocabulary = Vocabulary.load(data / VOCABULARY_FILE)
-    model = _make_model(config, vocabulary, data, start_from)
-    shape = model.config  # with --from, the shape is the start model's
-    config = replace(config, layers=shape.n_layer, width=shape.n_embd, heads=shape.n_head, window=shape.n_positions)
-    steps_per_epoch = math.ceil(len(train_part.tokens) / (config.row_length * config.rows_per_step))
-    num_steps = max(1, round(config.epochs * steps_per_epoch))
-    num_cut = int((np.diff(train_part.offsets) > config.row_length).sum())
-    if num_cut:
+    def _count_steps(self, budget_s: float | None) -> int:
+        """The run's length, from --budget by trial, else --steps, else --epochs."""
+        config = self.config
+        by_epochs = max(
+            1, round(config.epochs * len(self.train_part.tokens) / (config.row_length * config.rows_per_step))
+        )
+        if budget_s is None:
+            return config.steps or by_epochs
+        if self.found is not None:  # a budget was turned into steps when the run began
+            return int(self.found.state.identity["steps"])
+        step_s = self._time_a_step()
+        num_steps = max(1, min(int(0.9 * budget_s / step_s), config.steps or by_epochs))
         print(
-            f"{num_cut} documents are longer than --row-length {config.row_length} and are cut there", file=sys.stderr
+            f"{step_s:.2f} s a step: {num_steps} steps in the budget (the same run again: --steps {num_steps})",
+            file=sys.stderr,
         )
-    optimizer = _optimizer(model, config)
-    bf16 = _multiplies_bf16()
-    out.mkdir(parents=True, exist_ok=True)
-    validate_every = max(1, num_steps // config.validations)
-    model.train()
-    with Progress(out / "metrics.jsonl", num_steps) as progress:
-        for step, batch in enumerate(islice(_endless(train_part, config), num_steps)):
-            rate = learning_rate(step, num_steps, config)
-            loss, num_tokens = _train_step(model, optimizer, batch, rate, bf16, config)
-            if not math.isfinite(loss):
-                raise NumericalFailure(
-                    f"the loss is {loss} at step {step}; try a lower --learning-rate (now {config.learning_rate:g})"
-                )
-            valid_loss = None
-            if len(valid_part) and (step + 1) % validate_every == 0:
-                valid_loss, _ = evaluate(model, valid_part, config.row_length, max_documents=VALIDATION_DOCUMENTS)
-                save_model(model, out, vocabulary)
-            progress.note(loss, num_tokens, rate, valid_loss)
-    save_model(model, out, vocabulary)
-    run = {"steps": num_steps, "documents_cut": num_cut, "bf16": bf16}
-    run |= {"tokens": progress.num_tokens, "seconds": round(progress.elapsed_s)}
-    figures: dict[str, Any] = {"training": asdict(config) | run}
-    if start_from is not None and (before := _known_training(start_from)) is not None:
-        figures["training"]["before"] = before
-    return write_eval(out, data, figures)
+        return num_steps
+
+    def _time_a_step(self) -> float:
+        """Seconds a step takes, from a few steps whose weights are thrown away."""
+        optimizers = Optimizers(self.model, self.config)
+        started, taken = time.perf_counter(), 0
+        for batch in self._batches(0, 0):
+            training_step(self.model, optimizers, batch, 0.0, self.config, dtype=self.dtype, processes=self.processes)
+            taken += 1
+            if taken == 1:
+                started = time.perf_counter()  # the first one also warms up
+            elif taken > 2 and time.perf_counter() - started > _TRIAL_S:
+                break
+        seconds = self.processes.sum((time.perf_counter() - started) / max(1, taken - 1)) / self.processes.count
+        self.model = self._new_model(self.config)
+        return max(seconds, 1e-4)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be of this run."""
+        start = None if self.start_from is None else file_sha256(self.start_from / WEIGHTS_FILE)
+        meta = json.loads(self._meta)
+        return (
+            asdict(self.config)
+            | {"steps": self.num_steps, "start": start, "vocabulary": meta["vocabulary_sha256"]}
+            | {"data": file_sha256(self.data / "train.tokens.bin")}
+        )
+
+    def resume(self) -> None:
+        """Goes to where the newest checkpoint stands, if there is one. Raises UsageError if it is another run's."""
+        if (found := self.found) is None:
+            return
+        if different := [k for k, v in self.state.identity.items() if found.state.identity.get(k) != v]:
+            raise UsageError(
+                f"{self.out} holds a checkpoint of another run (different: {', '.join(different)}); give another --out, "
+                "or --resume never to start over"
+            )
+        put_weights(self.model, found.weights)
+        self.optimizers.load_state(found.optimizer)
+        self.state = found.state
+        print(f"going on after step {found.state.step} of {self.num_steps}", file=sys.stderr)
+
+    def save(self) -> None:
+        """Writes a checkpoint, if this is the process that writes. Raises FileFault if the data changed under the run."""
+        if (self.data / "meta.json").read_bytes() != self._meta:
+            raise FileFault(self.data, "was prepared anew while this training ran; the run cannot go on: train again")
+        if self.processes.is_first:
+            checkpoints.save(self.out, Checkpoint(self.state, weights_of(self.model), self.optimizers.state()))
+        self.processes.wait()
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        config = self.config
+        shuffle = Shuffle(config.seed, epoch, config.window, config.shifted_share)
+        return batches(self.train_part, config.row_length, config.rows_per_step, shuffle, first)
+
+    def go(self, wish: StopWish, progress: Progress) -> None:
+        """Steps until the run is over. Raises NumericalFailure, or Stopped after a signal, each with a checkpoint on disk."""
+        saved_at = time.perf_counter()
+        while self.state.step < self.num_steps:
+            for batch in self._batches(self.state.epoch, self.state.batch):
+                self._step(batch, progress)
+                if self._wants_stop(wish):
+                    self.save()
+                    raise Stopped(wish.signum or signal.SIGTERM, f"stopped after step {self.state.step}")
+                if self._is_time_to_validate():
+                    self._validate(progress)
+                    self.save()
+                    saved_at = time.perf_counter()
+                elif self._is_due(saved_at):
+                    self.save()
+                    saved_at = time.perf_counter()
+                if self.state.step == self.num_steps or self._is_out_of_patience():
+                    return
+            self.state = replace(self.state, epoch=self.state.epoch + 1, batch=0)
+            self.save()
+
+    def _is_time_to_validate(self) -> bool:
+        every = max(1, self.num_steps // self.config.validations)
+        return self.state.step == self.num_steps or (
+            self.state.step % every == 0 and self.num_steps - self.state.step >= every // 2
+        )
+
+    def _step(self, batch: Batch, progress: Progress) -> None:
+        state = self.state
+        scale = learning_rate_scale(state.step, self.num_steps, self.config)
+        started = time.perf_counter()
+        loss = training_step(
+            self.model,
+            self.optimizers,
+            batch,
+            scale,
+            self.config,
+            number=state.step,
+            dtype=self.dtype,
+            processes=self.processes,
+        )
+        if not math.isfinite(loss):
+            raise NumericalFailure(
+                f"the loss is no number at step {state.step}; the last good checkpoint is in {self.out / checkpoints.FOLDER}; "
+                f"train anew with a lower --learning-rate (now {self.config.learning_rate:g}) and --resume never"
+            )
+        smooth = loss if state.smooth_loss is None else 0.98 * state.smooth_loss + 0.02 * loss
+        self.state = replace(
+            state,
+            step=state.step + 1,
+            batch=state.batch + 1,
+            num_tokens=state.num_tokens + batch.num_labels,
+            seconds=state.seconds + time.perf_counter() - started,
+            smooth_loss=smooth,
+        )
+        progress.note(self.state, scale * self.config.learning_rate)
+
+    def summary(self) -> dict[str, Any]:
+        """What there is to say of the run, and of the run that made the model it began with."""
+        told = asdict(self.config) | {
+            "steps": self.state.step,
+            "tokens": self.state.num_tokens,
+            "seconds": round(self.state.seconds),
+            "products": str(self.dtype).removeprefix("torch."),
+            "best_validation_loss": self.state.best_loss,
+            "processes": self.processes.count,
+        }
+        before = known_training(self.start_from) if self.start_from is not None else None
+        return told if before is None else told | {"before": before}
+
+    def _validate(self, progress: Progress) -> None:
+        quality = self._quality()
+        state = self.state
+        if not len(self.valid_part) or state.best_loss is None or quality.loss < state.best_loss:
+            if self.processes.is_first:
+                save_model(self.model, self.out, self.data)
+            best = quality.loss if len(self.valid_part) else None
+            self.state = replace(state, best_loss=best, worse_validations=0)
+        else:
+            if self.processes.is_first:
+                save_model(self.model, self.out / LAST, self.data)
+            self.state = replace(state, worse_validations=state.worse_validations + 1)
+        progress.note_validation(self.state, quality)
+
+    def _quality(self) -> Quality:
+        return evaluate(self.model, self.valid_part, self.config.row_length, self.dtype)
+
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.state.worse_validations
+
+    def _wants_stop(self, wish: StopWish) -> bool:
+        """Whether any process was signalled: they stop at the same step."""
+        return self.processes.sum(wish.signum is not None) > 0
+
+    def _is_due(self, saved_at: float) -> bool:
+        return self.processes.sum(self.processes.is_first and time.perf_counter() - saved_at > CHECKPOINT_S) > 0
 
 
-def _train_step(
-    model: GPT2LMHeadModel, optimizer: torch.optim.AdamW, batch: Batch, rate: float, bf16: bool, config: TrainConfig
-) -> tuple[float, int]:
-    """Loss per token (nats) of a batch and the number of its tokens. A loss that is not a number changes no weight."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        total, num_tokens = batch_loss(model, batch)
-        loss = total / num_tokens
-    value = float(loss.detach())
-    if math.isfinite(value):
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-    return value, num_tokens
+def train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    start_from: Path | None = None,
+    *,
+    resume: bool = True,
+    budget_s: float | None = None,
+) -> dict[str, Any]:
+    """Trains, measures what was saved, and returns the figures of eval.json. The model is in `out`.
 
-
-def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine down to a small share of the peak."""
-    warmup = max(1, int(config.warmup_share * num_steps))
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    low = config.final_learning_rate_share
-    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def save_model(model: GPT2LMHeadModel, out: Path, vocabulary: Vocabulary) -> None:
-    """Writes config.json, generation_config.json, model.safetensors (float16, the tied head left out) and vocab.txt."""
-    names = [
-        n for n in model.state_dict() if n != "lm_head.weight" and not n.endswith((".attn.bias", ".attn.masked_bias"))
-    ]
-    weights = {n: model.state_dict()[n].detach().to(torch.float16).contiguous() for n in names}
-    if not all(torch.isfinite(w).all() for w in weights.values()):
-        raise NumericalFailure("a weight is not finite in float16; nothing was saved")
-    config = model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
-    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial = out / "model.safetensors.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    partial.replace(out / "model.safetensors")
-    vocabulary.save(out / VOCABULARY_FILE)
-
-
-def write_eval(model_folder: Path, data: Path, figures: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Measures the saved model on the held-out part and writes eval.json and the model card beside it."""
-    model = GPT2LMHeadModel.from_pretrained(model_folder, dtype=torch.float32)
-    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
-    valid = load_part(data, "valid")
-    counts = meta["counts"]
-    window = model.config.n_positions
-    loss, num_tokens = evaluate(model, valid, window)
-    is_whole = not bool((np.diff(valid.offsets) > window).any())  # else characters were cut off unmeasured
-    unknown = counts.get("unknown_tokens", 0) / max(1, counts["tokens"])
-    per_character = loss * num_tokens / max(1, counts.get("valid_characters", 0))
-    measured = num_tokens > 0  # with nothing held out there is nothing to say
-    report = {
-        "held_out": {
-            "documents": len(valid),
-            "tokens": num_tokens,
-            "characters": counts.get("valid_characters", 0),
-            "loss_per_token": round(loss, 4) if measured else None,
-            "perplexity_per_token": round(math.exp(loss), 3) if measured else None,
-            "loss_per_character": round(per_character, 4) if measured and is_whole else None,
-            "perplexity_per_character": round(math.exp(per_character), 3) if measured and is_whole else None,
-        },
-        "unknown_token_share": round(unknown, 8),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "model_bytes": (model_folder / "model.safetensors").stat().st_size,
-        "vocabulary": {"tokens": model.config.vocab_size, "sha256": meta["vocabulary_sha256"]},
-        "corpus": counts,
-        **(figures or {}),
-    }
-    (model_folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    write_card(model_folder, report)
-    return report
-
-
-def validate(model_folder: Path, data: Path) -> dict[str, Any]:
-    """Measures a saved model on the held-out part of `data` and writes its eval.json anew, keeping what it says of training.
-
-    Raises FileFault if the data were prepared with another vocabulary.
+    Goes on from a checkpoint in `out` unless `resume` is False. Raises FileFault for data or a start model that do not fit and for a folder in
+    use, UsageError for a checkpoint of another run, NumericalFailure, DiskFault, and Stopped after a signal.
     """
-    _check_vocabulary(model_folder, data)
-    training = _known_training(model_folder)
-    return write_eval(model_folder, data, {"training": training} if training else None)
+    processes = Processes()
+    if not processes.is_first:
+        return _train(data, out, config, start_from, resume, budget_s)
+    with checkpoints.locked(out):
+        if not resume:
+            checkpoints.clear(out)
+        return _train(data, out, config, start_from, resume, budget_s)
 
 
-def _known_training(model_folder: Path) -> dict[str, Any] | None:
-    """What a folder's eval.json says of how its model was trained."""
-    path = model_folder / "eval.json"
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return report.get("training")
-
-
-def _check_vocabulary(model_folder: Path, data: Path) -> None:
-    own = model_folder / VOCABULARY_FILE
-    if not own.exists() or file_sha256(own) != file_sha256(data / VOCABULARY_FILE):
-        raise FileFault(own, f"is not the vocabulary of {data}; prepare the data with --vocab {model_folder}")
-
-
-def _make_model(config: TrainConfig, vocabulary: Vocabulary, data: Path, start_from: Path | None) -> GPT2LMHeadModel:
-    torch.manual_seed(config.seed)
-    if start_from is None:
-        return GPT2LMHeadModel(gpt2_config(config, vocabulary))
-    _check_vocabulary(start_from, data)
-    model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(start_from, dtype=torch.float32)
-    if config.row_length > model.config.n_positions:
-        raise UsageError(
-            f"--row-length {config.row_length} is longer than the window of {start_from}, {model.config.n_positions}"
-        )
-    return model
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
-
-
-def _endless(part: TokenFile, config: TrainConfig) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        order = np.random.default_rng([config.seed, epoch])
-        yield from batches(
-            part,
-            config.row_length,
-            config.rows_per_step,
-            order=order,
-            window=config.window,
-            shifted_share=config.shifted_share,
-        )
-        epoch += 1
-
-
-def _multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 products; without them autocast only costs."""
-    flags = Path("/proc/cpuinfo")
-    text = flags.read_text(encoding="utf-8", errors="replace") if flags.exists() else ""
-    return "avx512_bf16" in text or "amx_bf16" in text
+def _train(
+    data: Path, out: Path, config: TrainConfig, start_from: Path | None, resume: bool, budget_s: float | None
+) -> dict[str, Any]:
+    run = Run(data, out, config, start_from, budget_s, resume)
+    run.resume()
+    run.processes.wait()
+    with stop_wish() as wish, Progress(out, run.num_steps, run.state, shown=run.processes.is_first) as progress:
+        run.go(wish, progress)
+    if not run.processes.is_first:
+        return {}
+    report = measure(out, data, run.summary())
+    checkpoints.clear(out)
+    return report

@@ -1,0 +1,96 @@
+"""What `promptgen fit` and `--shape auto` choose from a corpus's size, each choice with its reason."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from promptgen.errors import UsageError
+from promptgen.training.dataset import load_part
+from promptgen.training.shape import TrainConfig
+
+# Training tokens up to which a shape is the largest that still learned more than it memorized.
+_SHAPES = ((30_000, (2, 64, 2)), (400_000, (3, 128, 4)), (40_000_000, (4, 256, 4)), (400_000_000, (6, 384, 6)))
+_LARGEST = (8, 512, 8)
+_PASSES = ((30_000, 40.0), (400_000, 15.0), (4_000_000, 5.0))  # epochs at most, by training tokens
+_PASSES_OVER_MANY = 3.0
+_FEW_TOKENS = 400_000  # under which dropout helps
+_WINDOWS = (128, 256, 512, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting, and why it is so."""
+
+    name: str
+    value: object
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}: {self.reason}"
+
+
+def valid_share_for(num_documents: int) -> Choice:
+    """How much of a corpus to hold out."""
+    if num_documents < 20:
+        return Choice("held out", 0.0, f"{num_documents} documents are too few to spare any; nothing will be measured")
+    if num_documents < 1000:
+        return Choice("held out", 0.1, f"one in ten of {num_documents} documents, enough to see overfitting")
+    return Choice("held out", 0.05, f"one in twenty of {num_documents} documents")
+
+
+def choose(data: Path, config: TrainConfig | None = None) -> tuple[TrainConfig, list[Choice]]:
+    """A configuration for prepared data, and the reasons. What `config` sets beside shape, window, rows, epochs and dropout stays."""
+    part = load_part(data, "train")
+    num_tokens, lengths = len(part.tokens), np.diff(part.offsets)
+    layers, width, heads = next((shape for limit, shape in _SHAPES if num_tokens <= limit), _LARGEST)
+    long = int(np.quantile(lengths, 0.99)) if len(lengths) else 0
+    window = next((w for w in _WINDOWS if 2 * long <= w), _WINDOWS[-1])
+    row_length = max(64, min(window, _WINDOWS[0] if long <= _WINDOWS[0] else window))
+    epochs = next((passes for limit, passes in _PASSES if num_tokens <= limit), _PASSES_OVER_MANY)
+    rows = min(48, max(4, num_tokens // row_length // 20))
+    has_few = num_tokens <= _FEW_TOKENS
+    chosen = replace(
+        config or TrainConfig(),
+        layers=layers,
+        width=width,
+        heads=heads,
+        window=window,
+        row_length=row_length,
+        rows_per_step=rows,
+        rows_at_once=min(24, rows),
+        epochs=epochs,
+        dropout=0.1 if has_few else 0.0,
+        patience=3,
+    )
+    return chosen, [
+        Choice(
+            "shape",
+            f"{layers}x{width}x{heads}",
+            f"{num_tokens:,} training tokens; a larger model would learn them by heart",
+        ),
+        Choice("window", window, f"99 of 100 documents have {long} tokens or fewer, and prompts may be longer"),
+        Choice("rows a step", rows, f"rows of {row_length} tokens; some twenty steps an epoch or more"),
+        Choice("epochs", epochs, "at most; three validations without a better loss end the run earlier"),
+        Choice("dropout", chosen.dropout, "few tokens are seen often" if has_few else "enough tokens to do without"),
+    ]
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Layers, width and heads of "4x256x4". Raises UsageError for anything else."""
+    if not (found := re.fullmatch(r"(\d{1,4})[xX×](\d{1,5})[xX×](\d{1,4})", text.strip())):
+        raise UsageError(f"--shape is auto, or layers x width x heads such as 4x256x4; it is {text!r}")
+    layers, width, heads = (int(group) for group in found.groups())
+    return layers, width, heads
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "30m", "1.5h". Raises UsageError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not seconds:
+        raise UsageError(f"--budget is a time such as 90s, 30m or 1.5h; it is {text!r}")
+    return seconds

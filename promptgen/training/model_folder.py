@@ -1,0 +1,111 @@
+"""A model folder in the Hugging Face layout: made, continued and saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from promptgen.errors import DiskFault, FileFault, NumericalFailure, UsageError
+from promptgen.text.tokenizer import load_tokenizer, vocabulary_files, vocabulary_sha256
+from promptgen.training.forward import check_architecture
+from promptgen.training.shape import TrainConfig
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def make_model(config: TrainConfig, data: Path) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights (a function of config.seed) for the vocabulary of prepared data."""
+    tokenizer = load_tokenizer(data)
+    padding = tokenizer.banned_ids[0] if tokenizer.banned_ids else tokenizer.end_id
+    torch.manual_seed(config.seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=tokenizer.size,
+            n_positions=config.window,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            bos_token_id=tokenizer.begin_id,
+            eos_token_id=tokenizer.end_id,
+            pad_token_id=padding,
+        )
+    )
+
+
+def load_model(folder: Path, data: Path) -> GPT2LMHeadModel:
+    """A GPT-2 folder's model in float32. Raises FileFault if the data were prepared with another vocabulary, UsageError for a variant."""
+    check_vocabulary(folder, data)
+    try:
+        model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+        raise FileFault(folder, f"is not a GPT-2 folder: {str(fault).splitlines()[0]}") from fault
+    check_architecture(model.config)
+    size = load_tokenizer(data).size
+    if model.config.vocab_size < size:
+        raise FileFault(folder, f"has room for {model.config.vocab_size} tokens, its vocabulary holds {size}")
+    return model
+
+
+def check_vocabulary(folder: Path, data: Path) -> None:
+    """Raises FileFault if a model's vocabulary is not the one that the data were prepared with."""
+    if not folder.is_dir():
+        raise FileFault(folder, "no such model folder")
+    if vocabulary_sha256(folder) != vocabulary_sha256(data):
+        raise FileFault(folder, f"has another vocabulary than {data}; prepare the data with --vocab {folder}")
+
+
+def check_config(config: TrainConfig, model: GPT2LMHeadModel, source: Path) -> None:
+    """Raises UsageError for a row longer than the window of the model that a run continues."""
+    if config.row_length > model.config.n_positions:
+        raise UsageError(
+            f"--row-length {config.row_length} is longer than the window of {source}, {model.config.n_positions}"
+        )
+
+
+def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
+    """Writes config.json, the vocabulary's files and last, in one move, model.safetensors (float16, the tied head left out)."""
+    weights = {name: tensor.to(torch.float16) for name, tensor in weights_of(model).items()}
+    if not all(torch.isfinite(w).all() for w in weights.values()):
+        raise NumericalFailure("a weight is not finite in float16; nothing was saved; try a lower --learning-rate")
+    config = model.config.to_dict() | {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    partial = out / f"{WEIGHTS_FILE}.partial"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for file in vocabulary_files(data):
+            shutil.copyfile(file, out / file.name)
+        save_file(weights, partial, metadata={"format": "pt"})
+        partial.replace(out / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as fault:
+        partial.unlink(missing_ok=True)
+        raise DiskFault(
+            f"{out}: the model cannot be written: {fault}; make room and run the same command again"
+        ) from fault
+
+
+def weights_of(model: GPT2LMHeadModel) -> dict[str, Tensor]:
+    """The weights by name, on the CPU, without the tied head and the constant masks."""
+    left_out = (".attn.bias", ".attn.masked_bias")
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight" and not name.endswith(left_out)
+    }
+
+
+def put_weights(model: GPT2LMHeadModel, weights: dict[str, Tensor]) -> None:
+    """The reverse of `weights_of`. Raises FileFault if they are another model's."""
+    own = weights_of(model)
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise FileFault("checkpoint", "holds the weights of a model of another shape")
+    model.load_state_dict(weights, strict=False)

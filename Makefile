@@ -4,6 +4,7 @@
 #   make check    ruff, mypy --strict, import contract, corpus tables
 #   make bench    latency figures, kept in bench/results/
 #   make model    vocabulary, data and model anew from data/, then its figures
+#   make soak-train   kills a small training 200 times and compares what it ends in
 #   make install  .venv with everything the other targets need
 #   make clean    removes .venv and everything built
 
@@ -14,7 +15,7 @@ CORPUS := build/corpus
 PREPARED := build/prepared
 MODEL := model/final_model
 
-.PHONY: serve test check bench model install clean
+.PHONY: serve test check bench model soak-train install clean
 .DELETE_ON_ERROR:
 
 # Serving needs the package alone; the other targets need the extras. A changed setup.cfg installs anew.
@@ -48,11 +49,13 @@ bench: $(VENV)/.all
 
 model: $(VENV)/.all
 	$(BIN)/promptgen expand data --out $(CORPUS)
-	$(BIN)/promptgen vocab $(CORPUS) --out vocab
+	$(BIN)/promptgen vocab $(CORPUS) --out vocab --size 10000
 	$(BIN)/promptgen prepare $(CORPUS)/prompts.train.txt $(CORPUS)/dialogues.train.txt \
 	  --valid-corpus $(CORPUS)/prompts.valid.txt $(CORPUS)/dialogues.valid.txt --vocab vocab --out $(PREPARED)
-	$(BIN)/promptgen train $(PREPARED) --out build/first
-	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --from build/first --epochs 0.7 --learning-rate 1e-3 --seed 1
+	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --shape 4x256x4
+
+soak-train: $(VENV)/.all
+	$(BIN)/python tests/soak/kill_training.py --runs 200
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

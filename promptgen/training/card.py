@@ -76,7 +76,7 @@ def _quality(report: dict[str, Any]) -> dict[str, Any]:
 
 def _typing(typing: dict[str, Any]) -> str:
     rows = [
-        f"| {name} | {_share(typing[key]['keystrokes_saved'])} | {typing[key]['mrr_at_5']} | {_share(typing[key]['hit_at_5'])} |"
+        f"| {name} | {_share(typing[key]['keystrokes_saved'])} | {_figure(typing[key]['mrr_at_5'])} | {_share(typing[key]['hit_at_5'])} |"
         for key, name in _SYSTEMS.items()
         if key in typing
     ]
@@ -123,6 +123,10 @@ def _lines(left: str, right: str, rows: Iterable[tuple[str, Any]]) -> Iterable[s
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _inline(text: str) -> str:

@@ -15,7 +15,7 @@ from promptgen.training.shape import TrainConfig
 # Training tokens up to which a shape is the largest that still learned more than it memorized.
 _SHAPES = ((30_000, (2, 64, 2)), (400_000, (3, 128, 4)), (40_000_000, (4, 256, 4)), (400_000_000, (6, 384, 6)))
 _LARGEST = (8, 512, 8)
-_PASSES = ((30_000, 40.0), (400_000, 15.0), (4_000_000, 5.0))  # epochs at most, by training tokens
+_PASSES = ((3_000, 100.0), (30_000, 40.0), (400_000, 15.0), (4_000_000, 5.0))  # epochs at most, by training tokens
 _PASSES_OVER_MANY = 3.0
 _FEW_TOKENS = 400_000  # under which dropout helps
 _WINDOWS = (128, 256, 512, 1024)

@@ -70,6 +70,8 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--from", dest="start_from", type=Path, help="continue from this GPT-2 folder (same vocabulary)")
     train.add_argument("--budget", help="time to train for at most, such as 90s, 30m or 1.5h")
     _add_resume(train)
+    _add_typing(train)
+    train.add_argument("--tensorboard", action="store_true", help="also write OUT/tensorboard (extra: tensorboard)")
     train.add_argument("--lr", dest="learning_rate", type=float, help=argparse.SUPPRESS)
     for name, default in TrainConfig.defaults().items():
         if name not in _SHAPE_FIELDS:
@@ -89,9 +91,7 @@ def _add_validate(commands: Commands) -> None:
     validate.add_argument("model", type=Path)
     validate.add_argument("data", type=Path, help="folder that promptgen prepare wrote with the model's vocabulary")
     validate.add_argument("--report", type=Path, help="folder for report.md and its pictures")
-    validate.add_argument(
-        "--typing-prompts", type=int, default=300, help="prompts typed key by key (default 300; 0 for none)"
-    )
+    _add_typing(validate)
     validate.set_defaults(command=_validate)
 
 
@@ -129,6 +129,15 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "never"],
         default="auto",
         help="auto goes on from a checkpoint in OUT, never starts over (default auto)",
+    )
+
+
+def _add_typing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--typing-prompts",
+        type=int,
+        default=300,
+        help="held-out prompts typed key by key to see what is saved (default 300; 0 for none)",
     )
 
 
@@ -185,6 +194,8 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.start_from,
         resume=arguments.resume == "auto",
         budget_s=budget_s,
+        typing_prompts=arguments.typing_prompts,
+        tensorboard=arguments.tensorboard,
     )
     return _say_figures(report)
 

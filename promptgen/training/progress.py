@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from promptgen.errors import UsageError
 from promptgen.training.checkpoint import State
 from promptgen.training.curves import METRICS_FILE, draw_curves, read_metrics
 from promptgen.training.evaluate import Quality
@@ -19,12 +20,15 @@ LOG_LINES = 200  # over the whole run
 class Progress:
     """Used as a context around the loop; `note` is called once a step. A process that is not `shown` shows and writes nothing."""
 
-    def __init__(self, out: Path, num_steps: int, state: State, *, shown: bool = True) -> None:
+    def __init__(
+        self, out: Path, num_steps: int, state: State, *, shown: bool = True, tensorboard: bool = False
+    ) -> None:
         self._out = out
         self._num_steps = num_steps
         self._begun_at = state.step
         self._shown = shown
         self._every = max(1, num_steps // LOG_LINES)
+        self._board = _open_board(out / "tensorboard") if tensorboard and shown else None
 
     def __enter__(self) -> Progress:
         self._bar = tqdm(
@@ -46,6 +50,8 @@ class Progress:
         if self._shown:
             self._file.close()
             draw_curves(self._out)
+        if self._board:
+            self._board.close()
 
     def note(self, state: State, rate: float) -> None:
         """Takes where the run stands after a step, and the learning rate of the step."""
@@ -75,7 +81,19 @@ class Progress:
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        for name in ("loss", "valid_loss", "valid_top_1", "lr", "tokens_per_s") if self._board else ():
+            if name in record:
+                self._board.add_scalar(name, record[name], record["step"])
         shown = {name: record[name] for name in ("loss", "valid_loss") if name in record}
         self._bar.set_postfix(shown)
         if self._bar.disable:
             print(json.dumps(record), file=sys.stderr, flush=True)
+
+
+def _open_board(folder: Path) -> Any:
+    """A TensorBoard writer. Raises UsageError where the extra is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as fault:
+        raise UsageError("--tensorboard needs its extra: pip install 'promptgen[tensorboard]'") from fault
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

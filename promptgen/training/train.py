@@ -1,255 +1,22 @@
 """Trains a GPT-2 on prepared data: `promptgen train DATA --out MODEL`.
 
-A run is a function of (data, configuration, seed): order, positions and dropout are drawn from counters, so a run that was killed goes on
-from its newest checkpoint to the very weights that it would have had. The model is transformers' GPT2LMHeadModel and is saved
-in its layout. What lies in OUT is the best model by the held-out loss, what is measured at the end is what was saved.
+The model is transformers' GPT2LMHeadModel and is saved in its layout. What lies in OUT is the best model by the held-out loss; what is
+measured at the end is what was saved.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import signal
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import contextlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from torch import nn
-from transformers import GPT2LMHeadModel
-
-from promptgen.errors import FileFault, NumericalFailure, Stopped, UsageError
 from promptgen.training import checkpoint as checkpoints
-from promptgen.training.checkpoint import Checkpoint, State
-from promptgen.training.dataset import file_sha256, load_part
-from promptgen.training.evaluate import Quality, evaluate, sample_of
-from promptgen.training.model_folder import (
-    WEIGHTS_FILE,
-    check_config,
-    load_model,
-    make_model,
-    put_weights,
-    save_model,
-    weights_of,
-)
-from promptgen.training.optimizer import Optimizers, learning_rate_scale
-from promptgen.training.packing import Batch, Shuffle, batches
-from promptgen.training.processes import Processes, best_dtype
+from promptgen.training.processes import Processes
 from promptgen.training.progress import Progress
+from promptgen.training.run import Run
 from promptgen.training.shape import TrainConfig
-from promptgen.training.step import training_step
-from promptgen.training.stopping import StopWish, stop_wish
-from promptgen.training.validate import known_training, measure
-
-VALIDATION_DOCUMENTS = 4000  # looked at during the run; eval.json is over all
-LAST = "last"  # folder in OUT of the newest model, when it is not the best
-CHECKPOINT_S = 300.0  # at least so often, beside every validation
-_TRIAL_S = 4.0  # of trial steps, to turn a budget into a number of steps
-
-
-class Run:
-    """One training run in one folder: what it needs, and where it stands."""
-
-    def __init__(
-        self, data: Path, out: Path, config: TrainConfig, start_from: Path | None, budget_s: float | None, resume: bool
-    ) -> None:
-        self.data, self.out, self.start_from = data, out, start_from
-        self.found, faults = checkpoints.newest(out) if resume else (None, [])
-        for fault in faults:
-            print(f"passed over {fault}", file=sys.stderr)
-        self.train_part = load_part(data, "train")
-        self.valid_part = sample_of(load_part(data, "valid"), VALIDATION_DOCUMENTS)
-        if not len(self.train_part.tokens):
-            raise FileFault(data, "holds no document to train on; prepare a corpus first")
-        self.processes = Processes()
-        self.dtype = best_dtype(self.processes.device)
-        self._meta = (data / "meta.json").read_bytes()
-        self.model = self._new_model(config)
-        shape = self.model.config  # with --from, the shape is the start model's
-        self.config = replace(
-            config, layers=shape.n_layer, width=shape.n_embd, heads=shape.n_head, window=shape.n_positions
-        )
-        self.num_steps = self._count_steps(budget_s)
-        self.optimizers = Optimizers(self.model, self.config)
-        self.state = State(0, 0, 0, 0, 0.0, None, None, 0, self._identity())
-
-    def _new_model(self, config: TrainConfig) -> GPT2LMHeadModel:
-        if self.start_from is None:
-            model = make_model(config, self.data)
-        else:
-            model = load_model(self.start_from, self.data)
-            check_config(config, model, self.start_from)
-        cast(nn.Module, model).to(self.processes.device)
-        return model
-
-    def _count_steps(self, budget_s: float | None) -> int:
-        """The run's length, from --budget by trial, else --steps, else --epochs."""
-        config = self.config
-        by_epochs = max(
-            1, round(config.epochs * len(self.train_part.tokens) / (config.row_length * config.rows_per_step))
-        )
-        if budget_s is None:
-            return config.steps or by_epochs
-        if self.found is not None:  # a budget was turned into steps when the run began
-            return int(self.found.state.identity["steps"])
-        step_s = self._time_a_step()
-        num_steps = max(1, min(int(0.9 * budget_s / step_s), config.steps or by_epochs))
-        print(
-            f"{step_s:.2f} s a step: {num_steps} steps in the budget (the same run again: --steps {num_steps})",
-            file=sys.stderr,
-        )
-        return num_steps
-
-    def _time_a_step(self) -> float:
-        """Seconds a step takes, from a few steps whose weights are thrown away."""
-        optimizers = Optimizers(self.model, self.config)
-        started, taken = time.perf_counter(), 0
-        for batch in self._batches(0, 0):
-            training_step(self.model, optimizers, batch, 0.0, self.config, dtype=self.dtype, processes=self.processes)
-            taken += 1
-            if taken == 1:
-                started = time.perf_counter()  # the first one also warms up
-            elif taken > 2 and time.perf_counter() - started > _TRIAL_S:
-                break
-        seconds = self.processes.sum((time.perf_counter() - started) / max(1, taken - 1)) / self.processes.count
-        self.model = self._new_model(self.config)
-        return max(seconds, 1e-4)
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be of this run."""
-        start = None if self.start_from is None else file_sha256(self.start_from / WEIGHTS_FILE)
-        meta = json.loads(self._meta)
-        return (
-            asdict(self.config)
-            | {"steps": self.num_steps, "start": start, "vocabulary": meta["vocabulary_sha256"]}
-            | {"data": file_sha256(self.data / "train.tokens.bin")}
-        )
-
-    def resume(self) -> None:
-        """Goes to where the newest checkpoint stands, if there is one. Raises UsageError if it is another run's."""
-        if (found := self.found) is None:
-            return
-        if different := [k for k, v in self.state.identity.items() if found.state.identity.get(k) != v]:
-            raise UsageError(
-                f"{self.out} holds a checkpoint of another run (different: {', '.join(different)}); give another --out, "
-                "or --resume never to start over"
-            )
-        put_weights(self.model, found.weights)
-        self.optimizers.load_state(found.optimizer)
-        self.state = found.state
-        print(f"going on after step {found.state.step} of {self.num_steps}", file=sys.stderr)
-
-    def save(self) -> None:
-        """Writes a checkpoint, if this is the process that writes. Raises FileFault if the data changed under the run."""
-        if (self.data / "meta.json").read_bytes() != self._meta:
-            raise FileFault(self.data, "was prepared anew while this training ran; the run cannot go on: train again")
-        if self.processes.is_first:
-            checkpoints.save(self.out, Checkpoint(self.state, weights_of(self.model), self.optimizers.state()))
-        self.processes.wait()
-
-    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        config = self.config
-        shuffle = Shuffle(config.seed, epoch, config.window, config.shifted_share)
-        return batches(self.train_part, config.row_length, config.rows_per_step, shuffle, first)
-
-    def go(self, wish: StopWish, progress: Progress) -> None:
-        """Steps until the run is over. Raises NumericalFailure, or Stopped after a signal, each with a checkpoint on disk."""
-        saved_at = time.perf_counter()
-        while self.state.step < self.num_steps:
-            for batch in self._batches(self.state.epoch, self.state.batch):
-                self._step(batch, progress)
-                if self._wants_stop(wish):
-                    self.save()
-                    raise Stopped(wish.signum or signal.SIGTERM, f"stopped after step {self.state.step}")
-                if self._is_time_to_validate():
-                    self._validate(progress)
-                    self.save()
-                    saved_at = time.perf_counter()
-                elif self._is_due(saved_at):
-                    self.save()
-                    saved_at = time.perf_counter()
-                if self.state.step == self.num_steps or self._is_out_of_patience():
-                    return
-            self.state = replace(self.state, epoch=self.state.epoch + 1, batch=0)
-            self.save()
-
-    def _is_time_to_validate(self) -> bool:
-        every = max(1, self.num_steps // self.config.validations)
-        return self.state.step == self.num_steps or (
-            self.state.step % every == 0 and self.num_steps - self.state.step >= every // 2
-        )
-
-    def _step(self, batch: Batch, progress: Progress) -> None:
-        state = self.state
-        scale = learning_rate_scale(state.step, self.num_steps, self.config)
-        started = time.perf_counter()
-        loss = training_step(
-            self.model,
-            self.optimizers,
-            batch,
-            scale,
-            self.config,
-            number=state.step,
-            dtype=self.dtype,
-            processes=self.processes,
-        )
-        if not math.isfinite(loss):
-            raise NumericalFailure(
-                f"the loss is no number at step {state.step}; the last good checkpoint is in {self.out / checkpoints.FOLDER}; "
-                f"train anew with a lower --learning-rate (now {self.config.learning_rate:g}) and --resume never"
-            )
-        smooth = loss if state.smooth_loss is None else 0.98 * state.smooth_loss + 0.02 * loss
-        self.state = replace(
-            state,
-            step=state.step + 1,
-            batch=state.batch + 1,
-            num_tokens=state.num_tokens + batch.num_labels,
-            seconds=state.seconds + time.perf_counter() - started,
-            smooth_loss=smooth,
-        )
-        progress.note(self.state, scale * self.config.learning_rate)
-
-    def summary(self) -> dict[str, Any]:
-        """What there is to say of the run, and of the run that made the model it began with."""
-        told = asdict(self.config) | {
-            "steps": self.state.step,
-            "tokens": self.state.num_tokens,
-            "seconds": round(self.state.seconds),
-            "products": str(self.dtype).removeprefix("torch."),
-            "best_validation_loss": self.state.best_loss,
-            "processes": self.processes.count,
-        }
-        before = known_training(self.start_from) if self.start_from is not None else None
-        return told if before is None else told | {"before": before}
-
-    def _validate(self, progress: Progress) -> None:
-        quality = self._quality()
-        state = self.state
-        if not len(self.valid_part) or state.best_loss is None or quality.loss < state.best_loss:
-            if self.processes.is_first:
-                save_model(self.model, self.out, self.data)
-            best = quality.loss if len(self.valid_part) else None
-            self.state = replace(state, best_loss=best, worse_validations=0)
-        else:
-            if self.processes.is_first:
-                save_model(self.model, self.out / LAST, self.data)
-            self.state = replace(state, worse_validations=state.worse_validations + 1)
-        progress.note_validation(self.state, quality)
-
-    def _quality(self) -> Quality:
-        return evaluate(self.model, self.valid_part, self.config.row_length, self.dtype)
-
-    def _is_out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.state.worse_validations
-
-    def _wants_stop(self, wish: StopWish) -> bool:
-        """Whether any process was signalled: they stop at the same step."""
-        return self.processes.sum(wish.signum is not None) > 0
-
-    def _is_due(self, saved_at: float) -> bool:
-        return self.processes.sum(self.processes.is_first and time.perf_counter() - saved_at > CHECKPOINT_S) > 0
+from promptgen.training.stopping import stop_wish
+from promptgen.training.validate import TYPING_PROMPTS, measure
 
 
 def train(
@@ -260,6 +27,8 @@ def train(
     *,
     resume: bool = True,
     budget_s: float | None = None,
+    typing_prompts: int = TYPING_PROMPTS,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Trains, measures what was saved, and returns the figures of eval.json. The model is in `out`.
 
@@ -267,24 +36,20 @@ def train(
     use, UsageError for a checkpoint of another run, NumericalFailure, DiskFault, and Stopped after a signal.
     """
     processes = Processes()
-    if not processes.is_first:
-        return _train(data, out, config, start_from, resume, budget_s)
-    with checkpoints.locked(out):
-        if not resume:
-            checkpoints.clear(out)
-        return _train(data, out, config, start_from, resume, budget_s)
-
-
-def _train(
-    data: Path, out: Path, config: TrainConfig, start_from: Path | None, resume: bool, budget_s: float | None
-) -> dict[str, Any]:
-    run = Run(data, out, config, start_from, budget_s, resume)
-    run.resume()
-    run.processes.wait()
-    with stop_wish() as wish, Progress(out, run.num_steps, run.state, shown=run.processes.is_first) as progress:
-        run.go(wish, progress)
-    if not run.processes.is_first:
-        return {}
-    report = measure(out, data, run.summary())
-    checkpoints.clear(out)
+    with contextlib.ExitStack() as held:
+        if processes.is_first:
+            held.enter_context(checkpoints.locked(out))
+            if not resume:
+                checkpoints.clear(out)
+        processes.wait()
+        run = Run(data, out, config, start_from, budget_s, resume)
+        run.resume()
+        progress = Progress(out, run.num_steps, run.state, shown=processes.is_first, tensorboard=tensorboard)
+        with stop_wish() as wish, progress:
+            run.go(wish, progress)
+        if not processes.is_first:
+            return {}
+        report = measure(out, data, run.summary(), typing_prompts=typing_prompts)
+        checkpoints.reached("measured")
+        checkpoints.clear(out)
     return report

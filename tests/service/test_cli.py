@@ -25,12 +25,8 @@ PATTERNS = [
     "{}的三个好处",
 ]
 TINY = [
-    "--layers",
-    "1",
-    "--width",
-    "32",
-    "--heads",
-    "2",
+    "--shape",
+    "1x32x2",
     "--window",
     "64",
     "--row-length",
@@ -185,7 +181,7 @@ def test_validate_measures_what_train_measured(trained: Path) -> None:
     before = json.loads((trained / "model" / "eval.json").read_text(encoding="utf-8"))
     done = promptgen("validate", trained / "model", trained / "data")
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    figures = json.loads(done.stdout)["held_out"]
     assert figures["documents"] == before["held_out"]["documents"] > 0
     assert figures["loss_per_token"] == pytest.approx(before["held_out"]["loss_per_token"], abs=0.01)
 
@@ -199,7 +195,7 @@ def test_validate_takes_documents_longer_than_the_window(trained: Path, corpus: 
     assert prepared.returncode == 0, prepared.stderr
     done = promptgen("validate", trained / "model", data)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["documents"] == 1
+    assert json.loads(done.stdout)["held_out"]["documents"] == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\n", b"\xff\xff\xff\xff", None])
@@ -235,3 +231,62 @@ def test_train_refuses_a_folder_that_prepare_did_not_write(tmp_path: Path) -> No
 def test_the_corpus_tables_have_no_faults() -> None:
     done = promptgen("expand", ROOT / "data", "--check")
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["0 faults"]), done.stdout
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "bpe"])
+def test_fit_makes_a_model_that_answers_from_sixty_lines(kind: str, corpus: Path, tmp_path: Path) -> None:
+    done = promptgen("fit", corpus, "--out", tmp_path / "mine", "--budget", "4s", "--kind", kind)
+    assert done.returncode == 0, done.stderr
+    for told in ("held out 0.1: one in ten", "vocabulary of", "shape 2x64x2: ", "window 128: ", "steps in the budget"):
+        assert told in done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["held_out"]["loss_per_token"] > 0
+    assert 0 <= figures["typing"]["model"]["keystrokes_saved"] < 1
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "keystrokes saved" in card
+    assert (tmp_path / "mine" / "typing.png").read_bytes().startswith(b"\x89PNG")
+    answer = promptgen("generate", "失眠", "--model", tmp_path / "mine", "-n", 2, "--maxlength", 20, "--seed", 1)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.count("失眠") >= 2
+    assert "\ufffd" not in answer.stdout
+
+
+def test_fit_trains_on_a_single_line_and_says_that_nothing_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("高血压要注意什么？", encoding="utf-8")
+    done = promptgen("fit", tmp_path / "one.txt", "--out", tmp_path / "mine", "--budget", "2s")
+    assert done.returncode == 0, done.stderr
+    assert "1 documents are too few to spare any; nothing will be measured" in done.stderr
+    assert json.loads(done.stdout)["held_out"]["loss_per_token"] is None
+    answer = promptgen("generate", "高血压", "--model", tmp_path / "mine", "-n", 1, "--temperature", 0)
+    assert answer.stdout.strip() == "高血压要注意什么？"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--budget", "30"], "--budget is a time such as 90s, 30m or 1.5h; it is '30'"),
+        (["--size", "10"], "--size 10 cannot hold the"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_do(arguments: list[str], told: str, corpus: Path, tmp_path: Path) -> None:
+    done = promptgen("fit", corpus, "--out", tmp_path / "mine", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--shape", "4x256"], "--shape is auto, or layers x width x heads such as 4x256x4; it is '4x256'"),
+        (["--epochs", "0"], "--epochs must be a number over 0, is 0.0"),
+        (["--epochs", "nan"], "--epochs must be a number over 0, is nan"),
+        (["--dropout", "1"], "--dropout is a share from 0 to 1, is 1.0"),
+        (["--optimizer", "sgd"], "--optimizer is one of muon, adamw, is 'sgd'"),
+        (["--budget", "soon"], "--budget is a time such as"),
+    ],
+)
+def test_train_refuses_settings_that_cannot_be(arguments: list[str], told: str, trained: Path, tmp_path: Path) -> None:
+    done = promptgen("train", trained / "data", "--out", tmp_path / "model", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in the_only_line(done.stderr)
+    assert not (tmp_path / "model").exists()

@@ -51,3 +51,32 @@ def test_card_names_the_runs_a_model_continued(tmp_path: Path) -> None:
     )
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "653 steps, 3,700,000 tokens, 12 minutes after 1,866 steps, 10,700,000 tokens, 40 minutes" in card
+
+
+def test_card_carries_the_typing_figures_the_accuracy_and_the_samples(tmp_path: Path) -> None:
+    figures = {"keystrokes_saved": 0.4321, "mrr_at_5": 0.5, "hit_at_5": 0.6}
+    none = {"keystrokes_saved": None, "mrr_at_5": None, "hit_at_5": None}
+    report = REPORT | {
+        "held_out": REPORT["held_out"] | {"top_1_accuracy": 0.655, "top_5_accuracy": 0.9},
+        "typing": {"prompts": 300, "characters": 9000, "model": figures, "trie": none, "five_gram": figures},
+        "samples": [{"given": "高血压", "continuation": "要*注意*|<b>\n"}, {"given": "完", "continuation": ""}],
+    }
+    (tmp_path / "curves.png").write_bytes(b"")
+    write_card(tmp_path, report)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for told in (
+        "| this model | 43.2% | 0.500 | 60.0% |",
+        "| most popular among the training prompts | - | - | - |",
+        "65.5%, 90.0%",
+        r"- 高血压 **要\*注意\*\|&lt;b>**",
+        "- 完 **(end)**",
+        "![curves](curves.png)",
+    ):
+        assert told in card
+    assert "typing.png" not in card
+
+
+def test_card_of_a_byte_level_model_names_its_token(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}", encoding="utf-8")
+    write_card(tmp_path, REPORT)
+    assert "begins with token `<|endoftext|>`" in (tmp_path / "README.md").read_text(encoding="utf-8")

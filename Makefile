@@ -4,7 +4,7 @@
 #   make check    ruff, mypy --strict, import contract, corpus tables
 #   make bench    latency figures, kept in bench/results/
 #   make model    vocabulary, data and model anew from data/, then its figures
-#   make soak-train   kills a small training 200 times and compares what it ends in
+#   make soak-train   kills a small training 200 times; fits 200 MB in flat memory
 #   make install  .venv with everything the other targets need
 #   make clean    removes .venv and everything built
 
@@ -52,10 +52,11 @@ model: $(VENV)/.all
 	$(BIN)/promptgen vocab $(CORPUS) --out vocab --size 10000
 	$(BIN)/promptgen prepare $(CORPUS)/prompts.train.txt $(CORPUS)/dialogues.train.txt \
 	  --valid-corpus $(CORPUS)/prompts.valid.txt $(CORPUS)/dialogues.valid.txt --vocab vocab --out $(PREPARED)
-	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --shape 4x256x4
+	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --shape 4x256x4 --resume $$(test -d $(MODEL)/checkpoints && echo auto || echo never)
 
 soak-train: $(VENV)/.all
 	$(BIN)/python tests/soak/kill_training.py --runs 200
+	$(BIN)/python tests/soak/large_corpus.py --megabytes 200
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

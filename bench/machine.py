@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-_PARTS = ("promptgen", "torch", "transformers", "aiohttp")
+_PARTS = ("accelerate", "promptgen", "torch", "transformers", "aiohttp")
 
 
 def describe() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from promptgen.training.model_folder import put
+
 MARKER = "<!-- written by promptgen above this line, by people below it -->"
 _HEAD = """---
 library_name: transformers
@@ -32,16 +34,17 @@ _SYSTEMS = {
 def write_card(folder: Path, report: dict[str, Any]) -> None:
     """Writes folder/README.md from the figures of eval.json, keeping what people wrote below the marker."""
     path = folder / "README.md"
-    own = path.read_text(encoding="utf-8").partition(MARKER)[2] if path.exists() else "\n"
+    before = path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else "\n"
+    _, marker, below = before.partition(MARKER)
+    own = below if marker else f"\n{before}"  # a README that is not ours is kept whole
     is_word_level = (folder / "vocab.txt").exists()
     begin, end = (
         ("`[MASK]`", "`[CLS]`; dialogue turns end with `[SEP]`") if is_word_level else ("`<|endoftext|>`", "it")
     )
     head = _HEAD.format(name=folder.name, begin=begin, end=end)
     pictures = [f"![{name}]({name}.png)\n" for name in ("curves", "typing") if (folder / f"{name}.png").exists()]
-    path.write_text(
-        head + report_text(report) + "".join(f"\n{p}" for p in pictures) + f"\n{MARKER}{own}", encoding="utf-8"
-    )
+    text = head + report_text(report) + "".join(f"\n{p}" for p in pictures) + f"\n{MARKER}{own}"
+    put(path, text.encode("utf-8", "surrogateescape"))
 
 
 def report_text(report: dict[str, Any]) -> str:

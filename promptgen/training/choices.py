@@ -42,14 +42,19 @@ def valid_share_for(num_documents: int) -> Choice:
     return Choice("held out", 0.05, f"one in twenty of {num_documents} documents")
 
 
-def choose(data: Path, config: TrainConfig | None = None) -> tuple[TrainConfig, list[Choice]]:
-    """A configuration for prepared data, and the reasons. What `config` sets beside shape, window, rows, epochs and dropout stays."""
+def choose(
+    data: Path, config: TrainConfig | None = None, max_row_length: int | None = None
+) -> tuple[TrainConfig, list[Choice]]:
+    """A configuration for prepared data, and the reasons.
+
+    What `config` sets beside shape, window, rows, epochs, dropout and patience stays. Rows are not longer than `max_row_length`.
+    """
     part = load_part(data, "train")
     num_tokens, lengths = len(part.tokens), np.diff(part.offsets)
     layers, width, heads = next((shape for limit, shape in _SHAPES if num_tokens <= limit), _LARGEST)
     long = int(np.quantile(lengths, 0.99)) if len(lengths) else 0
     window = next((w for w in _WINDOWS if 2 * long <= w), _WINDOWS[-1])
-    row_length = max(64, min(window, _WINDOWS[0] if long <= _WINDOWS[0] else window))
+    row_length = min(_WINDOWS[0] if long <= _WINDOWS[0] else window, max_row_length or window)
     epochs = next((passes for limit, passes in _PASSES if num_tokens <= limit), _PASSES_OVER_MANY)
     rows = min(48, max(4, num_tokens // row_length // 20))
     has_few = num_tokens <= _FEW_TOKENS
@@ -73,7 +78,11 @@ def choose(data: Path, config: TrainConfig | None = None) -> tuple[TrainConfig, 
             f"{num_tokens:,} training tokens; a larger model would learn them by heart",
         ),
         Choice("window", window, f"99 of 100 documents have {long} tokens or fewer, and prompts may be longer"),
-        Choice("rows a step", rows, f"rows of {row_length} tokens; some twenty steps an epoch or more"),
+        Choice(
+            "rows a step",
+            rows,
+            f"rows of {row_length} tokens; as many that an epoch has some twenty steps, from 4 to 48",
+        ),
         Choice("epochs", epochs, "at most; three validations without a better loss end the run earlier"),
         Choice("dropout", chosen.dropout, "few tokens are seen often" if has_few else "enough tokens to do without"),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptgen.errors import UsageError
-from promptgen.training.shape import TrainConfig
+from promptgen.training.shape import MEANINGS, TrainConfig
 
 _CORPUS_HELP = "files, folders or glob patterns: text, JSON or JSONL, gzipped or not; see docs/training.md"
 _SHAPE_FIELDS = ("layers", "width", "heads")  # given by --shape
@@ -68,16 +68,17 @@ def _add_train(commands: Commands) -> None:
         "--shape", default="auto", help="layers x width x heads, such as 4x256x4; auto goes by the data (default auto)"
     )
     train.add_argument("--from", dest="start_from", type=Path, help="continue from this GPT-2 folder (same vocabulary)")
-    train.add_argument("--budget", help="time to train for at most, such as 90s, 30m or 1.5h")
+    train.add_argument(
+        "--budget", help="time to train for at most, such as 90s, 30m or 1.5h; the final figures come on top"
+    )
     _add_resume(train)
     _add_typing(train)
     train.add_argument("--tensorboard", action="store_true", help="also write OUT/tensorboard (extra: tensorboard)")
     train.add_argument("--lr", dest="learning_rate", type=float, help=argparse.SUPPRESS)
     for name, default in TrainConfig.defaults().items():
         if name not in _SHAPE_FIELDS:
-            train.add_argument(
-                f"--{name.replace('_', '-')}", type=type(default), default=None, help=f"default {default}"
-            )
+            meaning = f"{MEANINGS[name]} (default {default})"
+            train.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=meaning)
     train.set_defaults(command=_train)
 
 
@@ -104,7 +105,9 @@ def _add_fit(commands: Commands) -> None:
     )
     fit.add_argument("corpus", nargs="+", help=_CORPUS_HELP)
     fit.add_argument("--out", type=Path, required=True, help="model folder to write")
-    fit.add_argument("--budget", default="30m", help="time to train for at most (default 30m)")
+    fit.add_argument(
+        "--budget", default="30m", help="time to train for at most (default 30m); the final figures come on top"
+    )
     fit.add_argument("--seed", type=int, default=0, help="default 0")
     _add_kind(fit)
     _add_resume(fit)
@@ -135,10 +138,16 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 def _add_typing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--typing-prompts",
-        type=int,
+        type=_count,
         default=300,
         help="held-out prompts typed key by key to see what is saved (default 300; 0 for none)",
     )
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("cannot be negative")
+    return number
 
 
 def _vocab(arguments: argparse.Namespace) -> int:
@@ -150,6 +159,7 @@ def _vocab(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
+    from promptgen.training.fit import told_counts
     from promptgen.training.prepare import prepare
 
     if not 0 <= arguments.valid < 1:
@@ -161,36 +171,20 @@ def _prepare(arguments: argparse.Namespace) -> int:
         valid_sources=arguments.valid_corpus,
         valid_share=arguments.valid,
     )
-    print(
-        json.dumps({"counts": meta["counts"], "dropped": meta["dropped"]}, indent=1, ensure_ascii=False),
-        file=sys.stderr,
-    )
+    for line in told_counts(meta):
+        print(line, file=sys.stderr)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from promptgen.training.choices import choose, parse_duration, parse_shape
+    from promptgen.training.choices import parse_duration
     from promptgen.training.train import train
 
     budget_s = parse_duration(arguments.budget) if arguments.budget else None
-    given = {
-        name: value
-        for name in TrainConfig.defaults()
-        if name not in _SHAPE_FIELDS and (value := getattr(arguments, name)) is not None
-    }
-    if arguments.shape == "auto":
-        TrainConfig(**given)  # a bad number is refused before the data are read
-        config, choices = choose(arguments.data)
-        for choice in choices:
-            print(choice, file=sys.stderr)
-        config = replace(config, **given)
-    else:
-        layers, width, heads = parse_shape(arguments.shape)
-        config = TrainConfig(layers=layers, width=width, heads=heads, **given)
     report = train(
         arguments.data,
         arguments.out,
-        config,
+        _train_config(arguments),
         arguments.start_from,
         resume=arguments.resume == "auto",
         budget_s=budget_s,
@@ -198,6 +192,34 @@ def _train(arguments: argparse.Namespace) -> int:
         tensorboard=arguments.tensorboard,
     )
     return _say_figures(report)
+
+
+def _train_config(arguments: argparse.Namespace) -> TrainConfig:
+    """What the options say; what they leave open goes by the data, unless a shape is given."""
+    from promptgen.training.choices import choose, parse_shape
+
+    given = {
+        name: value
+        for name in TrainConfig.defaults()
+        if name not in _SHAPE_FIELDS and (value := getattr(arguments, name)) is not None
+    }
+    if arguments.start_from is not None and arguments.shape != "auto":
+        raise UsageError("--from keeps that model's shape; leave --shape out")
+    if arguments.shape != "auto":
+        layers, width, heads = parse_shape(arguments.shape)
+        fitting = {"row_length": min(TrainConfig().row_length, given.get("window", TrainConfig().window))}
+        return TrainConfig(layers=layers, width=width, heads=heads, **(fitting | given))
+    longest = given.get("window")
+    if arguments.start_from is not None:
+        from promptgen.training.model_folder import window_of
+
+        longest = window_of(arguments.start_from)
+    TrainConfig(**({"row_length": 2} | given))  # a bad number is refused before the data are read
+    config, choices = choose(arguments.data, max_row_length=longest)
+    for choice in choices:
+        if arguments.start_from is None or choice.name not in ("shape", "window"):
+            print(choice, file=sys.stderr)
+    return replace(config, **given)
 
 
 def _validate(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,10 @@ _SYSTEMS = (("model", "this model"), ("five_gram", "word 5-gram"), ("trie", "pop
 
 
 def draw_curves(out: Path) -> Path | None:
-    """Draws out/curves.png from out/metrics.jsonl. Returns its path, or None where matplotlib or the records are missing."""
+    """Draws out/curves.png from out/metrics.jsonl. Returns its path, or None where matplotlib or the records are missing.
+
+    A disk that takes no picture does not end a training: that too is None.
+    """
     records = read_metrics(out)
     if not records or importlib.util.find_spec("matplotlib") is None:
         return None
@@ -36,21 +39,20 @@ def draw_curves(out: Path) -> Path | None:
     for axes in (losses, rates, speeds):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    partial = out / f".{PICTURE}.partial"
-    figure.savefig(partial, format="png", dpi=110)
-    return partial.replace(out / PICTURE)
+    return _save(figure, out / PICTURE)
 
 
 def read_metrics(out: Path, until_step: int | None = None) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, without those past `until_step`; a line that a kill cut is none."""
     path = out / METRICS_FILE
     records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and (until_step is None or record.get("step", 0) <= until_step):
+        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(step, int) and (until_step is None or step <= until_step):
             records.append(record)
     return records
 
@@ -80,5 +82,14 @@ def draw_typing(path: Path, typing: dict[str, Any] | None) -> Path | None:
     axes.set_xlabel("keystrokes saved on held-out prompts, %")
     axes.set_xlim(0, max([*shares, 1.0]) * 1.15)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", dpi=110)
-    return path
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path | None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", dpi=110)
+        return partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        return None

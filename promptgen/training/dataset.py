@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from promptgen.errors import FileFault
+from promptgen.text.tokenizer import vocabulary_sha256
 
 FORMAT = "promptgen-data-1"
+MANIFEST = "meta.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class TokenFile:
 def load_part(folder: Path, part: str) -> TokenFile:
     """Maps "train" or "valid" of a prepared folder. Raises FileFault if the folder is none, or a file was cut."""
     path = folder / f"{part}.tokens.bin"
-    dtype = _read_dtype(folder / "meta.json")
+    dtype = np.dtype(read_meta(folder)["dtype"])
     try:
         offsets = np.fromfile(folder / f"{part}.offsets.bin", dtype=np.int64)
         tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
@@ -57,15 +59,39 @@ def load_part(folder: Path, part: str) -> TokenFile:
     return TokenFile(tokens, offsets)
 
 
-def _read_dtype(path: Path) -> np.dtype[Any]:
-    """What meta.json says of the ids' width. Raises FileFault for a file that promptgen prepare did not write."""
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a prepared folder. Raises FileFault for one that promptgen prepare did not write."""
+    path = folder / MANIFEST
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise FileFault(path.parent, f"is not a folder that promptgen prepare wrote: {fault}") from fault
+        raise FileFault(folder, f"is not a folder that promptgen prepare wrote: {fault}") from fault
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("dtype") not in ("uint16", "uint32"):
         raise FileFault(path, f"is not of the format {FORMAT}; make it anew with promptgen prepare")
-    return np.dtype(meta["dtype"])
+    return meta
+
+
+def check_data(folder: Path) -> None:
+    """Raises FileFault if a file of a prepared folder is not the one that meta.json tells of."""
+    meta = read_meta(folder)
+    told, counts = meta.get("sha256"), meta.get("counts")
+    if not isinstance(told, dict) or not isinstance(counts, dict) or not isinstance(counts.get("tokens"), int):
+        raise FileFault(folder / MANIFEST, "lacks its counts or hashes; make it anew with promptgen prepare")
+    for name, digest in told.items():
+        path = folder / Path(str(name)).name
+        if not path.is_file() or file_sha256(path) != digest:
+            raise FileFault(path, "is not what promptgen prepare wrote; make it anew with promptgen prepare")
+    if vocabulary_sha256(folder) != meta.get("vocabulary_sha256"):
+        raise FileFault(
+            folder, "holds another vocabulary than it was prepared with; make it anew with promptgen prepare"
+        )
+
+
+def data_sha256(folder: Path) -> str:
+    """One digest of all that a training sees of a prepared folder."""
+    meta = read_meta(folder)
+    seen = json.dumps([meta["sha256"], meta["vocabulary_sha256"]], sort_keys=True)
+    return hashlib.sha256(seen.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

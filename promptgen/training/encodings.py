@@ -13,8 +13,8 @@ from promptgen.errors import FileFault
 from promptgen.training.reading import Source
 
 _HEAD_BYTES = 1 << 18
-_MAX_SAMPLE_LINES = 2000
-_LEAST_SHARE_READABLE = 0.5  # of the lines that are not ASCII
+_MAX_EXAMPLES = 2000  # lines tried
+_LEAST_SHARE_READABLE = 0.5  # of the lines that are not ASCII, or of all bytes
 _LEAST_SHARE_TEXT = 0.9  # of the units of UTF-16 without a mark
 _UTF16_MARKS = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Latin to Cyrillic, marks, kana and Chinese marks, Chinese, Korean and surrogates, full width.
@@ -90,13 +90,16 @@ def _utf16(head: bytes) -> str | None:
 def _eight_bit(path: Path, sample: bytes) -> str:
     """UTF-8 or GB18030, by the share of lines that can be read: some may be damaged. Chinese in GB18030 is hardly ever UTF-8."""
     lines = sample.splitlines()
-    foreign = [(line, number == len(lines)) for number, line in enumerate(lines, 1) if not line.isascii()][
-        :_MAX_SAMPLE_LINES
-    ]
+    foreign = [(line, number == len(lines)) for number, line in enumerate(lines, 1) if not line.isascii()]
+    examples = foreign[:_MAX_EXAMPLES]
     for encoding in ("utf-8", "gb18030"):
-        readable = sum(_is_readable(line, encoding, may_be_cut) for line, may_be_cut in foreign)
-        if readable >= _LEAST_SHARE_READABLE * len(foreign):
+        readable = sum(_is_readable(line, encoding, may_be_cut) for line, may_be_cut in examples)
+        if readable >= _LEAST_SHARE_READABLE * len(examples):
             return encoding
+    # ASCII with a few damaged lines is still text; a zero byte is in no text of eight bits.
+    num_foreign = sum(len(line) for line, _ in foreign)
+    if b"\0" not in sample and num_foreign <= (1 - _LEAST_SHARE_READABLE) * len(sample):
+        return "utf-8"
     raise FileFault(path, "is neither UTF-8, UTF-16 nor GB18030; convert it, for example with iconv -t UTF-8")
 
 

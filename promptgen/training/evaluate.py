@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,14 @@ def sample_of(part: TokenFile, max_documents: int) -> TokenFile:
 
 
 @torch.no_grad()
-def evaluate(model: GPT2LMHeadModel, part: TokenFile, row_length: int, dtype: torch.dtype = torch.float32) -> Quality:
-    """Measures a part; products are computed in `dtype`."""
+def evaluate(
+    model: GPT2LMHeadModel,
+    part: TokenFile,
+    row_length: int,
+    dtype: torch.dtype = torch.float32,
+    on_tokens: Callable[[int], object] = lambda _: None,
+) -> Quality:
+    """Measures a part; products are computed in `dtype`, and `on_tokens` is told how many tokens were measured since it was last told."""
     weight = model.lm_head.weight.to(dtype)
     loss, first, five, count = 0.0, 0, 0, 0
     for batch in batches(part, row_length, _ROWS):
@@ -53,6 +60,7 @@ def evaluate(model: GPT2LMHeadModel, part: TokenFile, row_length: int, dtype: to
             rank = (logits > own).sum(1)
             first, five = first + int((rank < 1).sum()), five + int((rank < 5).sum())
         count += len(labels)
+        on_tokens(len(labels))
     if not count:
         return Quality(math.nan, 0, math.nan, math.nan)
     return Quality(loss / count, count, first / count, five / count)

@@ -35,6 +35,7 @@ DEFAULT_BPE_SIZE = 5000
 MAX_RUNS = 1_500_000  # different runs that one counter holds; with MAX_CHARACTERS this keeps counting under 1 GiB
 MAX_CHARACTERS = 60_000_000  # of those runs together
 _FILES_OF_KIND = {"word": (VOCABULARY_FILE,), "char": (VOCABULARY_FILE,), "bpe": ("vocab.json", "merges.txt")}
+_MAX_LEARNED_WORDS = 300_000  # Latin words that pieces are learned from: about 300 MB
 LATIN_SHARE = 0.27  # of the vocabulary, at most, for pieces of Latin words
 _CANDIDATE_FACTOR = 3  # Chinese candidate words tried for each place
 _MIN_WORD_COUNT = 3
@@ -80,9 +81,7 @@ class RunCounts:
             self.counts = Counter({run: count for run, count in self.counts.items() if count > rarest})
             self._num_characters -= sum(map(len, rare))
         if rarest:
-            told = (
-                f"vocab: of {num_before:,} different runs of text those seen {rarest} times or fewer so far are dropped"
-            )
+            told = f"vocab: of {num_before:,} different runs of text those seen at most {rarest} times are dropped"
             tqdm.write(told + " to save memory; their characters are kept", file=sys.stderr)
 
 
@@ -94,7 +93,7 @@ def build_vocabulary(texts: Iterable[str], size: int | None) -> Vocabulary:
     UsageError if `size` cannot hold the characters.
     """
     dense, spaced, marks = _count_runs(texts)
-    basics = _basics(dense, spaced, marks.counts)
+    basics = _basics(dense, spaced, marks)
     size = max(DEFAULT_WORD_SIZE, _needed(basics)) if size is None else size
     room = _room(size, basics)
     latin = [t for t in _latin_pieces(spaced.counts, int(size * LATIN_SHARE)) if t not in basics][:room]
@@ -109,17 +108,18 @@ def build_vocabulary(texts: Iterable[str], size: int | None) -> Vocabulary:
 def build_character_vocabulary(texts: Iterable[str], size: int | None) -> Vocabulary:
     """The characters that `build_vocabulary` holds, and no words. Raises UsageError if they are more than `size`."""
     dense, spaced, marks = _count_runs(texts)
-    basics = _basics(dense, spaced, marks.counts)
+    basics = _basics(dense, spaced, marks)
     if size is not None:
         _room(size, basics)
     counts = _usage(dense.counts, [], basics) + marks.counts + _latin_usage(spaced.counts, [], basics)
     return Vocabulary.of([*SPECIAL_TOKENS, *sorted(basics, key=lambda t: (-counts[t], t))])
 
 
-def _basics(dense: RunCounts, spaced: RunCounts, marks: Iterable[str]) -> dict[str, None]:
-    return dict.fromkeys(
-        [*_MARKS, *_letters_and_digits(spaced.characters()), *gb2312_level_1(), *marks, *dense.characters()]
-    )
+def _basics(dense: RunCounts, spaced: RunCounts, marks: RunCounts) -> dict[str, None]:
+    letters = _letters_and_digits(spaced.characters())
+    # Marks in the order of the text: ranks follow from it, and shipped models from those.
+    seen = [*marks.counts, *marks.characters(), *dense.characters()]
+    return dict.fromkeys([*_MARKS, *letters, *gb2312_level_1(), *seen])
 
 
 def _needed(basics: dict[str, None]) -> int:
@@ -160,6 +160,10 @@ def _latin_pieces(spaced: Counter[str], size: int) -> list[str]:
     for run, count in spaced.items():
         for word in re.findall(r"[^\W\d_]+", run):
             words[word] += count
+    if len(words) > _MAX_LEARNED_WORDS:
+        told = f"vocab: pieces are learned from the commonest {_MAX_LEARNED_WORDS:,} of {len(words):,} words"
+        print(told, file=sys.stderr)
+        words = Counter(dict(sorted(words.items(), key=lambda item: (-item[1], item[0]))[:_MAX_LEARNED_WORDS]))
     return learn_pieces(words, size, _MIN_WORD_COUNT)
 
 
@@ -210,7 +214,7 @@ def write_vocabulary(sources: Iterable[str | Path], out: Path, size: int | None,
     _refuse_other_kinds(out, kind)
     own = {(out / name).resolve() for name in _FILES_OF_KIND[kind]}
     # `promptgen vocab . --out .` run again must not count what it wrote.
-    texts = _texts(path for path in find_files(sources) if path.resolve() not in own)
+    texts = _texts([path for path in find_files(sources) if path.resolve() not in own])
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if kind == "bpe":
@@ -251,6 +255,8 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
     return words.counts
 
 
-def _texts(files: Iterable[Path]) -> Iterator[str]:
-    for document in tqdm(read_documents(files), desc="vocab", unit=" documents", disable=None):
-        yield from document.turns
+def _texts(files: list[Path]) -> Iterator[str]:
+    num_bytes = sum(path.stat().st_size for path in files)
+    with tqdm(desc="vocab", total=num_bytes, unit="B", unit_scale=True, disable=None) as bar:
+        for document in read_documents(files, on_read=bar.update):
+            yield from document.turns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +14,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptgen.errors import DiskFault, FileFault, NumericalFailure, UsageError
-from promptgen.text.tokenizer import load_tokenizer, vocabulary_files, vocabulary_sha256
+from promptgen.text.tokenizer import BertWordTokenizer, load_tokenizer, vocabulary_files, vocabulary_sha256
+from promptgen.training.checkpoint import sync
 from promptgen.training.forward import check_architecture
 from promptgen.training.shape import TrainConfig
 
@@ -23,7 +25,8 @@ WEIGHTS_FILE = "model.safetensors"
 def make_model(config: TrainConfig, data: Path) -> GPT2LMHeadModel:
     """A GPT-2 with random weights (a function of config.seed) for the vocabulary of prepared data."""
     tokenizer = load_tokenizer(data)
-    padding = tokenizer.banned_ids[0] if tokenizer.banned_ids else tokenizer.end_id
+    is_word_level = isinstance(tokenizer, BertWordTokenizer)
+    padding = tokenizer.vocabulary.ids["[PAD]"] if is_word_level else tokenizer.end_id
     torch.manual_seed(config.seed)
     return GPT2LMHeadModel(
         GPT2Config(
@@ -45,15 +48,34 @@ def make_model(config: TrainConfig, data: Path) -> GPT2LMHeadModel:
 def load_model(folder: Path, data: Path) -> GPT2LMHeadModel:
     """A GPT-2 folder's model in float32. Raises FileFault if the data were prepared with another vocabulary, UsageError for a variant."""
     check_vocabulary(folder, data)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FileFault(folder, f"holds no {WEIGHTS_FILE}")
+    settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
-        model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
-        raise FileFault(folder, f"is not a GPT-2 folder: {str(fault).splitlines()[0]}") from fault
+        model, info = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True, **settings)
+    except Exception as fault:  # whatever transformers raises for a damaged folder
+        raise FileFault(folder, f"is not a GPT-2 folder: {(str(fault).splitlines() or [repr(fault)])[0]}") from fault
+    if missing := sorted(set(info["missing_keys"]) - {"lm_head.weight"}):
+        raise FileFault(folder / WEIGHTS_FILE, f"lacks {len(missing)} tensors of a GPT-2, such as {missing[0]}")
     check_architecture(model.config)
     size = load_tokenizer(data).size
-    if model.config.vocab_size < size:
+    if model.config.vocab_size != size:
         raise FileFault(folder, f"has room for {model.config.vocab_size} tokens, its vocabulary holds {size}")
-    return model
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
+        raise FileFault(folder / WEIGHTS_FILE, "holds a weight that is no number")
+    found: GPT2LMHeadModel = model
+    return found
+
+
+def window_of(folder: Path) -> int:
+    """The window of a GPT-2 folder. Raises FileFault if its config.json does not tell."""
+    try:
+        window = json.loads((folder / "config.json").read_text(encoding="utf-8"))["n_positions"]
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise FileFault(folder, "is not a GPT-2 folder: its config.json tells no n_positions") from fault
+    if not isinstance(window, int) or window < 2:
+        raise FileFault(folder, f"is not a GPT-2 folder: its config.json says n_positions {window!r}")
+    return window
 
 
 def check_vocabulary(folder: Path, data: Path) -> None:
@@ -62,6 +84,19 @@ def check_vocabulary(folder: Path, data: Path) -> None:
         raise FileFault(folder, "no such model folder")
     if vocabulary_sha256(folder) != vocabulary_sha256(data):
         raise FileFault(folder, f"has another vocabulary than {data}; prepare the data with --vocab {folder}")
+
+
+def check_out(out: Path, data: Path) -> None:
+    """Raises FileFault if a folder to train into holds what the model would not go with: another kind of vocabulary, or of model."""
+    try:
+        present = vocabulary_files(out) if out.is_dir() else []
+    except FileFault:
+        present = []
+    if present and [file.name for file in present] != [file.name for file in vocabulary_files(data)]:
+        raise FileFault(out, f"holds a vocabulary of another kind, {present[0].name}; give another --out")
+    path = out / "config.json"
+    if path.exists() and '"gpt2"' not in path.read_text(encoding="utf-8", errors="replace"):
+        raise FileFault(path, "is not a GPT-2's; give another --out")
 
 
 def check_config(config: TrainConfig, model: GPT2LMHeadModel, source: Path) -> None:
@@ -81,16 +116,31 @@ def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
     partial = out / f"{WEIGHTS_FILE}.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        put(out / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         for file in vocabulary_files(data):
-            shutil.copyfile(file, out / file.name)
+            put(out / file.name, file.read_bytes())
         save_file(weights, partial, metadata={"format": "pt"})
+        sync(partial)
         partial.replace(out / WEIGHTS_FILE)
+        sync(out)
     except (OSError, SafetensorError) as fault:
         partial.unlink(missing_ok=True)
         raise DiskFault(
             f"{out}: the model cannot be written: {fault}; make room and run the same command again"
         ) from fault
+
+
+def drop_model(folder: Path) -> None:
+    """Takes a model's folder away, if it is there."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Replaces a file in one move: whoever loads the folder meanwhile finds the old one or the new one, whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def weights_of(model: GPT2LMHeadModel) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ class Optimizers:
         for name, value in tensors.items():
             parameter_name, _, key = name.rpartition("/")
             one, parameter = owners[parameter_name]
-            one.state[parameter][key] = value.clone()
+            one.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
 def learning_rate_scale(step: int, num_steps: int, config: TrainConfig) -> float:

@@ -19,12 +19,11 @@ from tqdm import tqdm
 from promptgen.errors import FileFault
 from promptgen.text.tokenizer import Tokenizer, load_tokenizer, vocabulary_files, vocabulary_sha256
 from promptgen.training.corpus import Document, Dropped, FileReport, find_files, read_documents
-from promptgen.training.dataset import FORMAT
+from promptgen.training.dataset import FORMAT, MANIFEST
 from promptgen.training.partfile import PartWriter
 from promptgen.training.seen import Digests, SeenDigests
 from promptgen.training.staging import Staging
 
-_MANIFEST = "meta.json"
 _CHUNK_DOCUMENTS = 200_000  # encoded at a time, at most
 _CHUNK_CHARACTERS = 4_000_000
 _PARTS = ("train", "valid")
@@ -60,7 +59,7 @@ def prepare(
     files, valid_files = find_files(sources), find_files(valid_sources)
     copied = vocabulary_files(vocabulary)
     obsolete = _other_vocabulary(out, {path.name for path in copied})
-    with Staging(out, _MANIFEST) as staging:
+    with Staging(out, MANIFEST) as staging:
         work = _Preparation(staging, tokenizer)
         num_bytes = sum(path.stat().st_size for path in (*valid_files, *files))
         with tqdm(desc="prepare", total=num_bytes, unit="B", unit_scale=True, disable=None) as bar:
@@ -70,7 +69,7 @@ def prepare(
         for path in copied:
             staging.write(path.name, path.read_bytes())
         meta = work.finish() | {"vocabulary_sha256": vocabulary_sha256(vocabulary)}
-        staging.write(_MANIFEST, (json.dumps(meta, ensure_ascii=False, indent=1) + "\n").encode())
+        staging.write(MANIFEST, (json.dumps(meta, ensure_ascii=False, indent=1) + "\n").encode())
         staging.commit(obsolete)
     return meta
 
@@ -190,7 +189,7 @@ def _other_vocabulary(out: Path, names: set[str]) -> list[Path]:
         others = [path for path in vocabulary_files(out) if path.name not in names]
     except FileFault:
         return []
-    if others and not (out / _MANIFEST).exists():
+    if others and not (out / MANIFEST).exists():
         raise FileFault(
             others[0],
             "is a vocabulary of another kind, which promptgen prepare did not write; name another folder with --out",

@@ -1,7 +1,7 @@
 """One training on several processes: `torchrun --nproc-per-node 2 -m promptgen train ...`.
 
 Each process takes every n-th row of the same batch, gradients and counts are summed, so n processes take the steps that one would (up
-to the order of sums). gloo on CPUs, nccl on GPUs.
+to the order of sums; dropout is drawn by each for its own rows). gloo on CPUs, nccl on GPUs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Processes:
         """Replaces every gradient by its sum over the processes, in one message."""
         if self.count == 1:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        gradients = []
+        for parameter in parameters:
+            if parameter.grad is None:  # this process had no row of the batch
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
@@ -56,6 +60,7 @@ class Processes:
             distributed.barrier()
 
     def leave(self) -> None:
+        """Ends the group: what follows, the first process does alone."""
         if distributed.is_initialized():
             distributed.destroy_process_group()
 

@@ -13,6 +13,7 @@ from promptgen.errors import UsageError
 from promptgen.training.checkpoint import State
 from promptgen.training.curves import METRICS_FILE, draw_curves, read_metrics
 from promptgen.training.evaluate import Quality
+from promptgen.training.model_folder import put
 
 LOG_LINES = 200  # over the whole run
 
@@ -41,8 +42,8 @@ class Progress:
         if self._shown:
             self._out.mkdir(parents=True, exist_ok=True)
             kept = read_metrics(self._out, until_step=self._begun_at)
-            self._file = (self._out / METRICS_FILE).open("w", encoding="utf-8")
-            self._file.writelines(json.dumps(record) + "\n" for record in kept)
+            put(self._out / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            self._file = (self._out / METRICS_FILE).open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:

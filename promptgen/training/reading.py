@@ -18,7 +18,7 @@ from promptgen.errors import FileFault
 MAX_LINE_CHARACTERS = 1_000_000
 _MAX_LINE_BYTES = 4 * MAX_LINE_CHARACTERS  # a character takes four bytes at most
 _BLOCK_BYTES = 1 << 20
-_SLICE_BYTES = 1 << 14  # unpacked at a time: 16 MiB come out of it at most
+_SLICE_BYTES = 1 << 12  # unpacked at a time: 4 MiB come out of it at most
 _GZIP = b"\x1f\x8b"
 _GZIP_FORMAT = zlib.MAX_WBITS | 16
 
@@ -70,6 +70,8 @@ class Source:
                 while packed and not self.is_cut:
                     if unpacker.eof:
                         packed = packed.lstrip(b"\0")  # padding
+                        if not packed:
+                            break
                         unpacker = zlib.decompressobj(_GZIP_FORMAT)
                     before = unpacker.copy()
                     try:

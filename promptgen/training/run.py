@@ -6,13 +6,13 @@ that it would have had.
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +22,13 @@ from transformers import GPT2LMHeadModel
 from promptgen.errors import FileFault, NumericalFailure, Stopped, UsageError
 from promptgen.training import checkpoint as checkpoints
 from promptgen.training.checkpoint import Checkpoint, State
-from promptgen.training.dataset import file_sha256, load_part
+from promptgen.training.dataset import MANIFEST, check_data, data_sha256, file_sha256, load_part
 from promptgen.training.evaluate import Quality, evaluate, sample_of
 from promptgen.training.model_folder import (
     WEIGHTS_FILE,
     check_config,
+    check_out,
+    drop_model,
     load_model,
     make_model,
     put_weights,
@@ -55,16 +57,25 @@ class Run:
         self, data: Path, out: Path, config: TrainConfig, start_from: Path | None, budget_s: float | None, resume: bool
     ) -> None:
         self.data, self.out, self.start_from = data, out, start_from
-        self.found, faults = checkpoints.newest(out) if resume else (None, [])
+        self._found, faults = checkpoints.newest(out) if resume else (None, [])
         for fault in faults:
             print(f"passed over {fault}", file=sys.stderr)
+        if resume and self._found is None and (out / WEIGHTS_FILE).exists():
+            raise UsageError(
+                f"{out} holds a model already; give another --out, or --resume never to train a new one in its place"
+            )
+        if start_from is not None and start_from.resolve() == out.resolve():
+            raise UsageError("--from and --out are the same folder; give another --out")
+        check_out(out, data)
+        check_data(data)
         self.train_part = load_part(data, "train")
         self.valid_part = sample_of(load_part(data, "valid"), VALIDATION_DOCUMENTS)
         if not len(self.train_part.tokens):
             raise FileFault(data, "holds no document to train on; prepare a corpus first")
         self.processes = Processes()
         self.dtype = best_dtype(self.processes.device)
-        self._meta = (data / "meta.json").read_bytes()
+        self._meta = (data / MANIFEST).read_bytes()
+        self._before = known_training(start_from) if start_from is not None else None
         self.model = self._new_model(config)
         shape = self.model.config  # with --from, the shape is the start model's
         self.config = replace(
@@ -87,48 +98,58 @@ class Run:
         """The run's length, from --budget by trial, else --steps, else --epochs."""
         config = self.config
         steps_per_epoch = max(1.0, len(self.train_part.tokens) / (config.row_length * config.rows_per_step))
-        by_epochs = max(1, round(config.epochs * steps_per_epoch))
+        wanted = config.steps or max(1, round(config.epochs * steps_per_epoch))
         if budget_s is None:
-            return config.steps or by_epochs
-        if self.found is not None:  # a budget was turned into steps when the run began
-            return int(self.found.state.identity["steps"])
-        step_s = self._time_a_step()
-        num_steps = max(1, min(int(0.9 * budget_s / step_s), config.steps or by_epochs))
-        print(
-            f"{step_s:.2f} s a step: {num_steps} steps in the budget (the same run again: --steps {num_steps})",
-            file=sys.stderr,
-        )
+            return wanted
+        if self._found is not None:  # the budget was turned into steps when the run began
+            return int(self._found.state.identity["steps"])
+        step_s, validation_s = self._time_a_step(min(_TRIAL_S, budget_s / 10))
+        affordable = (budget_s - config.validations * validation_s) / step_s
+        num_steps = max(1, min(int(affordable), wanted))
+        if self.processes.is_first:
+            told = (
+                f"{num_steps} of {wanted} steps in the budget"
+                if num_steps < wanted
+                else f"all {wanted} steps in the budget"
+            )
+            print(f"{step_s:.3g} s a step: {told} (the same run again: --steps {num_steps})", file=sys.stderr)
         return num_steps
 
-    def _time_a_step(self) -> float:
-        """Seconds a step takes, from a few steps whose weights are thrown away."""
+    def _time_a_step(self, trial_s: float) -> tuple[float, float]:
+        """Seconds that a step and a validation take, from trial steps whose weights are thrown away. All processes take as many."""
         optimizers = Optimizers(self.model, self.config)
-        started, taken = time.perf_counter(), 0
-        for batch in self._batches(0, 0):
-            training_step(self.model, optimizers, batch, 0.0, self.config, dtype=self.dtype, processes=self.processes)
-            taken += 1
-            if taken == 1:
-                started = time.perf_counter()  # the first one also warms up
-            elif taken > 2 and time.perf_counter() - started > _TRIAL_S:
-                break
-        seconds = self.processes.sum((time.perf_counter() - started) / max(1, taken - 1)) / self.processes.count
+        taken, started = 0, time.perf_counter()
+        while taken < 3 or self._agree(time.perf_counter() - started < trial_s):
+            for batch in islice(self._batches(0, 0), 3):
+                training_step(
+                    self.model, optimizers, batch, 0.0, self.config, dtype=self.dtype, processes=self.processes
+                )
+                taken += 1
+                if taken == 1:
+                    started = time.perf_counter()  # the first one also warms up
+        step_s = (time.perf_counter() - started) / max(1, taken - 1)
+        started = time.perf_counter()
+        self._quality()
+        both = (self.processes.sum(t) / self.processes.count for t in (step_s, time.perf_counter() - started))
         self.model = self._new_model(self.config)
-        return max(seconds, 1e-4)
+        step_s, validation_s = both
+        return max(step_s, 1e-4), validation_s
+
+    def _agree(self, answer: bool) -> bool:
+        """The first process's answer, in all of them."""
+        return self.processes.sum(self.processes.is_first and answer) > 0
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be of this run."""
         start = None if self.start_from is None else file_sha256(self.start_from / WEIGHTS_FILE)
-        meta = json.loads(self._meta)
-        return (
-            asdict(self.config)
-            | {"steps": self.num_steps, "start": start, "vocabulary": meta["vocabulary_sha256"]}
-            | {"data": file_sha256(self.data / "train.tokens.bin")}
-        )
+        source = {"start": start, "data": data_sha256(self.data), "processes": self.processes.count}
+        return asdict(self.config) | {"steps": self.num_steps} | source
 
     def resume(self) -> None:
         """Goes to where the newest checkpoint stands, if there is one. Raises UsageError if it is another run's."""
-        if (found := self.found) is None:
+        if (found := self._found) is None:
             return
+        self._found = None
         if different := [k for k, v in self.state.identity.items() if found.state.identity.get(k) != v]:
             raise UsageError(
                 f"{self.out} holds a checkpoint of another run (different: {', '.join(different)}); give another --out, "
@@ -141,11 +162,18 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint, if this is the process that writes. Raises FileFault if the data changed under the run."""
-        if (self.data / "meta.json").read_bytes() != self._meta:
-            raise FileFault(self.data, "was prepared anew while this training ran; the run cannot go on: train again")
+        self._check_unchanged()
         if self.processes.is_first:
             checkpoints.save(self.out, Checkpoint(self.state, weights_of(self.model), self.optimizers.state()))
         self.processes.wait()
+
+    def _check_unchanged(self) -> None:
+        try:
+            is_same = (self.data / MANIFEST).read_bytes() == self._meta
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise FileFault(self.data, "was prepared anew while this training ran; the run cannot go on: train again")
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         config = self.config
@@ -154,8 +182,10 @@ class Run:
 
     def go(self, wish: StopWish, progress: Progress) -> None:
         """Steps until the run is over. Raises NumericalFailure, or Stopped after a signal, each with a checkpoint on disk."""
+        if self.state.step == 0:
+            self.save()  # from here on the length of the run is settled
         saved_at = time.perf_counter()
-        while self.state.step < self.num_steps:
+        while self.state.step < self.num_steps and not self._is_out_of_patience():
             for batch in self._batches(self.state.epoch, self.state.batch):
                 self._step(batch, progress)
                 if self._wants_stop(wish):
@@ -174,10 +204,9 @@ class Run:
             self.save()
 
     def _is_time_to_validate(self) -> bool:
-        every = max(1, self.num_steps // self.config.validations)
-        return self.state.step == self.num_steps or (
-            self.state.step % every == 0 and self.num_steps - self.state.step >= every // 2
-        )
+        every = math.ceil(self.num_steps / self.config.validations)
+        step = self.state.step
+        return step == self.num_steps or (step % every == 0 and self.num_steps - step >= every // 2)
 
     def _step(self, batch: Batch, progress: Progress) -> None:
         state = self.state
@@ -196,7 +225,7 @@ class Run:
         if not math.isfinite(loss):
             raise NumericalFailure(
                 f"the loss is no number at step {state.step}; the last good checkpoint is in {self.out / checkpoints.FOLDER}; "
-                f"train anew with a lower --learning-rate (now {self.config.learning_rate:g}) and --resume never"
+                f"train anew with a lower --learning-rate and --matrix-rate (now {self.config.learning_rate:g}, {self.config.matrix_rate:g}) and --resume never"
             )
         smooth = loss if state.smooth_loss is None else 0.98 * state.smooth_loss + 0.02 * loss
         self.state = replace(
@@ -219,15 +248,16 @@ class Run:
             "best_validation_loss": self.state.best_loss,
             "processes": self.processes.count,
         }
-        before = known_training(self.start_from) if self.start_from is not None else None
-        return told if before is None else told | {"before": before}
+        return told if self._before is None else told | {"before": self._before}
 
     def _validate(self, progress: Progress) -> None:
+        self._check_unchanged()
         quality = self._quality()
         state = self.state
         if not len(self.valid_part) or state.best_loss is None or quality.loss < state.best_loss:
             if self.processes.is_first:
                 save_model(self.model, self.out, self.data)
+                drop_model(self.out / LAST)
                 checkpoints.reached("model")
             best = quality.loss if len(self.valid_part) else None
             self.state = replace(state, best_loss=best, worse_validations=0)
@@ -248,4 +278,4 @@ class Run:
         return self.processes.sum(wish.signum is not None) > 0
 
     def _is_due(self, saved_at: float) -> bool:
-        return self.processes.sum(self.processes.is_first and time.perf_counter() - saved_at > CHECKPOINT_S) > 0
+        return self._agree(time.perf_counter() - saved_at > CHECKPOINT_S)

@@ -7,6 +7,28 @@ from dataclasses import dataclass
 
 from promptgen.errors import UsageError
 
+# Said by `promptgen train --help`, for what --shape does not give.
+MEANINGS = {
+    "window": "tokens that the model can see",
+    "dropout": "share of activations dropped while training",
+    "epochs": "passes over the data; with --shape auto by their size",
+    "steps": "length of the run in steps instead of epochs, 0 for none",
+    "row_length": "tokens of a packed row",
+    "rows_per_step": "rows in an optimizer step, over all processes",
+    "rows_at_once": "rows computed at a time; fewer take less memory",
+    "optimizer": "muon (matrices; AdamW for the rest) or adamw",
+    "learning_rate": "AdamW's peak rate",
+    "matrix_rate": "Muon's peak rate",
+    "schedule": "linear or cosine, after the warm-up",
+    "warmup_share": "share of the run in which the rates rise",
+    "final_learning_rate_share": "share of the peak rates at the end",
+    "weight_decay": "of matrices and embeddings",
+    "clip_norm": "norm that gradients are clipped to",
+    "shifted_share": "share of documents whose positions start anywhere in the window",
+    "validations": "measurements of the held-out part over the run",
+    "patience": "validations without a better loss that end the run, 0 for never",
+    "seed": "of weights, order, positions and dropout",
+}
 _CHOICES = {"optimizer": ("muon", "adamw"), "schedule": ("linear", "cosine")}
 
 
@@ -14,8 +36,8 @@ _CHOICES = {"optimizer": ("muon", "adamw"), "schedule": ("linear", "cosine")}
 class TrainConfig:
     """Everything a training run depends on beside its data. `layers`, `width`, `heads` and `window` shape the model.
 
-    A row is `row_length` tokens of documents; a step sees `rows_per_step` rows, `rows_at_once` at a time (this changes memory and speed,
-    and the result by rounding only). `shifted_share` of the documents start at a random position, so that all of the window is learned
+    A row is `row_length` tokens of documents; a step sees `rows_per_step` rows, `rows_at_once` at a time (this changes memory and speed;
+    the result by rounding only, unless there is dropout). `shifted_share` of the documents start at a random position, so that all of the window is learned
     from short documents. `steps`, if not 0, is the length of the run instead of `epochs`; `patience` is the number of validations
     without a better loss after which it ends early, 0 for never.
     """
@@ -66,8 +88,10 @@ class TrainConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"--{name} is one of {', '.join(choices)}, is {getattr(self, name)!r}")
-        if self.steps < 0 or self.patience < 0 or self.seed < 0 or self.weight_decay < 0:
-            raise UsageError("--steps, --patience, --seed and --weight-decay cannot be negative")
+        if self.steps < 0 or self.patience < 0 or not 0 <= self.weight_decay < float("inf"):
+            raise UsageError("--steps, --patience and --weight-decay cannot be negative")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"--seed must be from 0 to 2**63 - 1, is {self.seed}")
         if self.width % self.heads:
             raise UsageError(f"--width {self.width} is not a multiple of --heads {self.heads}")
         if self.row_length > self.window:

@@ -33,20 +33,21 @@ def train(
     """Trains, measures what was saved, and returns the figures of eval.json. The model is in `out`.
 
     Goes on from a checkpoint in `out` unless `resume` is False. Raises FileFault for data or a start model that do not fit and for a folder in
-    use, UsageError for a checkpoint of another run, NumericalFailure, DiskFault, and Stopped after a signal.
+    use, UsageError for a folder that holds another run or a model, NumericalFailure, DiskFault, and Stopped after a signal.
     """
     processes = Processes()
     with contextlib.ExitStack() as held:
         if processes.is_first:
             held.enter_context(checkpoints.locked(out))
-            if not resume:
-                checkpoints.clear(out)
-        processes.wait()
         run = Run(data, out, config, start_from, budget_s, resume)
         run.resume()
+        if processes.is_first and not resume:
+            checkpoints.clear(out)  # only now: whatever is wrong with the arguments was refused above
+        processes.wait()  # until all have looked at what is there
         progress = Progress(out, run.num_steps, run.state, shown=processes.is_first, tensorboard=tensorboard)
         with stop_wish() as wish, progress:
             run.go(wish, progress)
+        processes.leave()
         if not processes.is_first:
             return {}
         report = measure(out, data, run.summary(), typing_prompts=typing_prompts)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from promptgen.training.card import report_text, write_card
 from promptgen.training.curves import PICTURE, draw_typing
-from promptgen.training.dataset import load_part
+from promptgen.training.dataset import check_data, load_part, read_meta
 from promptgen.training.evaluate import evaluate
-from promptgen.training.model_folder import WEIGHTS_FILE, load_model
+from promptgen.training.model_folder import WEIGHTS_FILE, load_model, put
 from promptgen.training.samples import sample_continuations
 from promptgen.training.typing_figures import measure_typing
 
@@ -30,15 +31,17 @@ def validate(
 ) -> dict[str, Any]:
     """Measures a saved model anew, keeping what its eval.json says of training; writes a report into the folder `report` if given.
 
-    Raises FileFault if the data were prepared with another vocabulary.
+    The card tells of the corpus of `data`. Raises FileFault if the data were prepared with another vocabulary.
     """
     figures = measure(model_folder, data, known_training(model_folder), typing_prompts=typing_prompts)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
+        text = f"# {model_folder.name}\n\n{report_text(figures)}"
         for picture in (PICTURE, TYPING_PICTURE):
             if (model_folder / picture).exists():
                 shutil.copyfile(model_folder / picture, report / picture)
-        (report / "report.md").write_text(f"# {model_folder.name}\n\n{report_text(figures)}", encoding="utf-8")
+                text += f"\n![{Path(picture).stem}]({picture})\n"
+        (report / "report.md").write_text(text, encoding="utf-8")
     return figures
 
 
@@ -46,8 +49,9 @@ def measure(
     model_folder: Path, data: Path, training: dict[str, Any] | None = None, *, typing_prompts: int = TYPING_PROMPTS
 ) -> dict[str, Any]:
     """The figures of a saved model on the held-out part of `data`; written to its eval.json, its card and its pictures."""
+    check_data(data)
     model = load_model(model_folder, data)
-    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
+    meta = read_meta(data)
     counts = meta["counts"]
     report: dict[str, Any] = {
         "held_out": _held_out(model, data, counts),
@@ -63,23 +67,31 @@ def measure(
         report["samples"] = sample_continuations(model, data)
     if training:
         report["training"] = training
-    (model_folder / EVAL_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw_typing(model_folder / TYPING_PICTURE, report.get("typing"))
+    put(model_folder / EVAL_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    if draw_typing(model_folder / TYPING_PICTURE, report.get("typing")) is None:
+        (model_folder / TYPING_PICTURE).unlink(missing_ok=True)
     write_card(model_folder, report)
     return report
 
 
 def known_training(model_folder: Path) -> dict[str, Any] | None:
-    """What a folder's eval.json says of how its model was trained."""
-    path = model_folder / EVAL_FILE
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return report.get("training")
+    """What a folder's eval.json says of how its model was trained; None if it was not written here."""
+    try:
+        report = json.loads((model_folder / EVAL_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    training = report.get("training") if isinstance(report, dict) else None
+    is_own = isinstance(training, dict) and {"steps", "tokens", "seconds", "layers", "width", "heads", "window"} <= set(
+        training
+    )
+    return training if is_own else None
 
 
 def _held_out(model: GPT2LMHeadModel, data: Path, counts: dict[str, int]) -> dict[str, Any]:
     valid = load_part(data, "valid")
     window = model.config.n_positions
-    quality = evaluate(model, valid, window, torch.float32)
+    with tqdm(desc="validate", total=len(valid.tokens), unit=" tokens", unit_scale=True, disable=None) as bar:
+        quality = evaluate(model, valid, window, torch.float32, bar.update)
     is_whole = not bool((np.diff(valid.offsets) > window).any())  # else the context of some characters was cut
     measured = quality.num_tokens > 0  # with nothing held out there is nothing to say
     characters = counts.get("valid_characters", 0)

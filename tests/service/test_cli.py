@@ -237,7 +237,7 @@ def test_the_corpus_tables_have_no_faults() -> None:
 def test_fit_makes_a_model_that_answers_from_sixty_lines(kind: str, corpus: Path, tmp_path: Path) -> None:
     done = promptgen("fit", corpus, "--out", tmp_path / "mine", "--budget", "4s", "--kind", kind)
     assert done.returncode == 0, done.stderr
-    for told in ("held out 0.1: one in ten", "vocabulary of", "shape 2x64x2: ", "window 128: ", "steps in the budget"):
+    for told in ("held out 0.1: one in ten", "vocabulary ", "shape 2x64x2: ", "window 128: ", "steps in the budget"):
         assert told in done.stderr
     figures = json.loads(done.stdout)
     assert figures["held_out"]["loss_per_token"] > 0

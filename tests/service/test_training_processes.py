@@ -18,7 +18,9 @@ SHAPE = ("--shape", "1x32x2", "--window", "64", "--row-length", "32", "--rows-pe
 SOAK = Path(__file__).parents[1] / "soak" / "kill_training.py"
 
 
-def promptgen(*arguments: str | Path, launcher: Sequence[str] = ("-m", "promptgen")) -> subprocess.CompletedProcess[str]:
+def promptgen(
+    *arguments: str | Path, launcher: Sequence[str] = ("-m", "promptgen")
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=110, check=False, env=environment)
@@ -35,19 +37,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def losses(out: Path, name: str = "loss") -> list[float]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [record[name] for record in records if name in record]
 
 
 def test_two_processes_reach_the_losses_of_one(data: Path, tmp_path: Path) -> None:
     two = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "promptgen")
-    one = promptgen("train", data, "--out", tmp_path / "one", *SHAPE, "--steps", "30")
-    both = promptgen("train", data, "--out", tmp_path / "two", *SHAPE, "--steps", "30", launcher=two)
+    length = ("--steps", "30", "--validations", "10")
+    one = promptgen("train", data, "--out", tmp_path / "one", *SHAPE, *length)
+    both = promptgen("train", data, "--out", tmp_path / "two", *SHAPE, *length, launcher=two)
     assert (one.returncode, both.returncode) == (0, 0), one.stderr + both.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-    assert losses(tmp_path / "one")[-1] < 0.9 * losses(tmp_path / "one")[0]
+    measured = losses(tmp_path / "one", "valid_loss")
+    assert losses(tmp_path / "two", "valid_loss") == pytest.approx(measured, rel=1e-3)
+    assert len(measured) == 10
+    assert measured[-1] < 0.8 * measured[0]
     assert json.loads((tmp_path / "two" / "eval.json").read_text(encoding="utf-8"))["training"]["processes"] == 2
     assert len(both.stdout.splitlines()) == 1  # one of them speaks
+    budget = ("--budget", "3s", "--epochs", "500")
+    timed = promptgen("train", data, "--out", tmp_path / "timed", *SHAPE, *budget, launcher=two)
+    assert timed.returncode == 0, timed.stderr
+    assert "steps in the budget" in timed.stderr
 
 
 def test_ten_killed_runs_end_in_the_undisturbed_weights() -> None:
@@ -58,7 +69,18 @@ def test_ten_killed_runs_end_in_the_undisturbed_weights() -> None:
 
 
 def test_a_signal_saves_and_a_second_training_in_the_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "promptgen", "train", str(data), "--out", str(tmp_path), *SHAPE, "--steps", "100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "promptgen",
+        "train",
+        str(data),
+        "--out",
+        str(tmp_path),
+        *SHAPE,
+        "--steps",
+        "100000",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as first:
         assert first.stderr is not None
         while '"step"' not in first.stderr.readline():

@@ -2,7 +2,7 @@
 
     python tests/soak/kill_training.py --runs 200
 
-Half of the runs are killed (SIGKILL) at named instants of saving, half at random moments, each several times. The SHA-256 of the final
+Of ten runs nine are killed (SIGKILL) at a named instant of saving each, and one three times at random moments. The SHA-256 of the final
 weights must be the undisturbed run's. Prints a line for each fault and a count at the end; exits 1 if there was one.
 """
 
@@ -27,15 +27,26 @@ from promptgen.training.prepare import prepare
 from promptgen.training.shape import TrainConfig
 from promptgen.training.train import train
 
-POINTS = ("begun", "weights", "optimizer", "before manifest", "manifest", "renamed", "dropped", "model", "measured")
+# Instants, and how often a run of CONFIG reaches each.
+POINTS = {
+    "begun": 6,
+    "weights": 6,
+    "optimizer": 6,
+    "before manifest": 6,
+    "manifest": 6,
+    "renamed": 6,
+    "dropped": 6,
+    "model": 3,
+    "measured": 1,
+}
 CONFIG = TrainConfig(
     layers=1,
     width=16,
     heads=2,
     window=32,
     row_length=32,
-    rows_per_step=4,
-    rows_at_once=2,
+    rows_per_step=16,
+    rows_at_once=8,
     steps=14,
     validations=5,
     dropout=0.1,
@@ -109,10 +120,15 @@ def main() -> int:
         run_s = time.perf_counter() - began
         for number in range(arguments.runs):
             out = folder / f"run-{number}"
-            if number % 2 == 0:
-                plan = (POINTS[number // 2 % len(POINTS)], draw.randint(1, 4))
+            if number % 10 < len(POINTS):
+                point = list(POINTS)[number % 10]
+                plan = (point, draw.randint(1, POINTS[point]))
                 told = f"at {plan}"
-                num_kills += wait(start(data, out, plan)) == -signal.SIGKILL
+                if wait(start(data, out, plan)) == -signal.SIGKILL:
+                    num_kills += 1
+                else:
+                    num_faults += 1
+                    print(f"run {number} was to be killed {told}, and was not")
             else:
                 told = "at random"
                 for _ in range(KILLS):
@@ -124,7 +140,7 @@ def main() -> int:
                 num_faults += 1
                 print(f"run {number}, killed {told}: {result}, not {undisturbed}")
     print(f"{arguments.runs} runs, {num_kills} kills, {num_faults} faults; weights {undisturbed}")
-    return 1 if num_faults or len(undisturbed) != 64 or num_kills < arguments.runs // 2 else 0
+    return 1 if num_faults or len(undisturbed) != 64 else 0
 
 
 if __name__ == "__main__":

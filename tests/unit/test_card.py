@@ -43,6 +43,15 @@ def test_card_written_anew_keeps_what_people_wrote(tmp_path: Path) -> None:
     assert card.count(MARKER) == 1
 
 
+def test_a_readme_that_is_a_persons_is_kept_whole_below_the_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"# My project\n" + b"\xff\n")
+    write_card(tmp_path, REPORT)
+    write_card(tmp_path, REPORT)
+    card = (tmp_path / "README.md").read_bytes()
+    assert card.endswith(b"# My project\n" + b"\xff\n")
+    assert card.count(MARKER.encode()) == 1
+
+
 def test_card_names_the_runs_a_model_continued(tmp_path: Path) -> None:
     shape = {"layers": 4, "width": 256, "heads": 4, "window": 256}
     first = shape | {"steps": 1866, "tokens": 10_700_000, "seconds": 2383}

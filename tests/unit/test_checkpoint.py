@@ -102,9 +102,13 @@ def test_half_a_checkpoint_is_none_and_is_swept_by_the_next(tmp_path: Path) -> N
 
 
 def test_a_second_training_in_a_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(
-        FileFault, match="another training is running in this folder; wait for it, or give another --out"
-    ), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(
+            FileFault, match="another training is running in this folder; wait for it, or give another --out"
+        ),
+        locked(tmp_path),
+    ):
         pytest.fail("two at once")
     with locked(tmp_path):
         saved(tmp_path, 2)

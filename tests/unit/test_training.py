@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -40,8 +41,9 @@ TINY = TrainConfig(
     row_length=32,
     rows_per_step=4,
     rows_at_once=4,
-    epochs=12,
+    epochs=20,
     learning_rate=1e-2,
+    matrix_rate=1e-2,
     validations=2,
 )
 DISHES = ["番茄", "鸡蛋", "豆腐", "土豆", "牛肉", "白菜"]
@@ -274,7 +276,7 @@ def test_a_folder_that_is_no_model_is_refused(data: Path, tmp_path: Path) -> Non
     with pytest.raises(FileFault, match="no such model folder"):
         train(data, tmp_path / "out", TINY, tmp_path / "nowhere")
     shutil.copytree(data, tmp_path / "half")
-    with pytest.raises(FileFault, match="is not a GPT-2 folder"):
+    with pytest.raises(FileFault, match="holds no model.safetensors"):
         train(data, tmp_path / "out", TINY, tmp_path / "half")
 
 
@@ -324,6 +326,58 @@ def test_a_checkpoint_of_another_run_is_refused_unless_told_to_start_over(
         train(data, tmp_path, replace(config, seed=3))
     train(data, tmp_path, replace(config, seed=3), resume=False)
     assert (tmp_path / "eval.json").exists()
+
+
+def test_a_folder_that_holds_a_model_is_not_trained_into_unasked(
+    trained: tuple[Path, dict[str, Any]], data: Path
+) -> None:
+    with pytest.raises(UsageError, match="holds a model already; give another --out, or --resume never"):
+        train(data, trained[0], TINY)
+    with pytest.raises(UsageError, match="--from and --out are the same folder"):
+        train(data, trained[0], TINY, trained[0], resume=False)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_a_folder_of_another_kind_of_vocabulary_is_refused(data: Path, tmp_path: Path, name: str) -> None:
+    for other in ("vocab.json", "merges.txt", name):
+        (tmp_path / other).write_text("{}", encoding="utf-8")
+    with pytest.raises(FileFault, match="holds a vocabulary of another kind"):
+        train(data, tmp_path, TINY)
+
+
+@pytest.mark.parametrize("name", ["train.tokens.bin", "train.offsets.bin", "valid.tokens.bin", "vocab.txt"])
+def test_a_flipped_byte_of_the_data_is_refused(data: Path, tmp_path: Path, name: str) -> None:
+    path = shutil.copytree(data, tmp_path / "data") / name
+    content = bytearray(path.read_bytes())
+    content[20] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(FileFault):
+        train(tmp_path / "data", tmp_path / "out", TINY)
+
+
+def test_a_start_model_that_lacks_weights_or_holds_nan_is_refused(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    weights = load_file(trained[0] / "model.safetensors")
+    half = {name: tensor for name, tensor in weights.items() if "mlp" not in name}
+    broken = weights | {"transformer.ln_f.weight": torch.full((32,), math.nan)}
+    for number, (content, told) in enumerate(
+        [(half, "lacks 4 tensors of a GPT-2"), (broken, "holds a weight that is no")]
+    ):
+        copy = shutil.copytree(trained[0], tmp_path / str(number))
+        save_file(content, copy / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(FileFault, match=told):
+            train(data, tmp_path / "out", TINY, copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"training": 3}', '{"training": {"steps": 1}}'])
+def test_a_foreign_eval_json_beside_a_start_model_does_no_harm(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, content: str
+) -> None:
+    copy = shutil.copytree(trained[0], tmp_path / "start")
+    (copy / "eval.json").write_text(content, encoding="utf-8")
+    report = train(data, tmp_path / "out", replace(TINY, epochs=0.2), copy)
+    assert "before" not in report["training"]
 
 
 def test_data_prepared_anew_under_a_run_stop_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

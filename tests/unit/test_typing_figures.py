@@ -19,8 +19,8 @@ from promptgen.text.tokenizer import BertWordTokenizer
 from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
 from promptgen.training.dataset import load_part
+from promptgen.training.healing import HealedCandidates
 from promptgen.training.typing_figures import (
-    HealedCandidates,
     ModelPredictor,
     count_keys,
     held_out_prompts,

@@ -75,6 +75,6 @@ def labelled_states(
         torch.from_numpy(array).to(device) for array in (batch.tokens, batch.positions, batch.segments, batch.labels)
     )
     hidden = hidden_states(model, tokens, positions, segments, dtype=dtype, dropout=dropout)
-    flat = labels.view(-1)
+    flat = labels.reshape(-1)
     wanted = (flat != IGNORED).nonzero()[:, 0]
     return hidden.index_select(0, wanted), flat[wanted]

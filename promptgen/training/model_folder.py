@@ -25,8 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 def make_model(config: TrainConfig, data: Path) -> GPT2LMHeadModel:
     """A GPT-2 with random weights (a function of config.seed) for the vocabulary of prepared data."""
     tokenizer = load_tokenizer(data)
-    is_word_level = isinstance(tokenizer, BertWordTokenizer)
-    padding = tokenizer.vocabulary.ids["[PAD]"] if is_word_level else tokenizer.end_id
+    padding = tokenizer.vocabulary.ids["[PAD]"] if isinstance(tokenizer, BertWordTokenizer) else tokenizer.end_id
     torch.manual_seed(config.seed)
     return GPT2LMHeadModel(
         GPT2Config(
@@ -51,10 +50,13 @@ def load_model(folder: Path, data: Path) -> GPT2LMHeadModel:
     if not (folder / WEIGHTS_FILE).is_file():
         raise FileFault(folder, f"holds no {WEIGHTS_FILE}")
     settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+    loaded: Any
     try:
-        model, info = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True, **settings)
+        loaded = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True, **settings)
     except Exception as fault:  # whatever transformers raises for a damaged folder
         raise FileFault(folder, f"is not a GPT-2 folder: {(str(fault).splitlines() or [repr(fault)])[0]}") from fault
+    model: GPT2LMHeadModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     if missing := sorted(set(info["missing_keys"]) - {"lm_head.weight"}):
         raise FileFault(folder / WEIGHTS_FILE, f"lacks {len(missing)} tensors of a GPT-2, such as {missing[0]}")
     check_architecture(model.config)
@@ -63,8 +65,7 @@ def load_model(folder: Path, data: Path) -> GPT2LMHeadModel:
         raise FileFault(folder, f"has room for {model.config.vocab_size} tokens, its vocabulary holds {size}")
     if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
         raise FileFault(folder / WEIGHTS_FILE, "holds a weight that is no number")
-    found: GPT2LMHeadModel = model
-    return found
+    return model
 
 
 def window_of(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""One training on several processes: `torchrun --nproc-per-node 2 -m promptgen train ...`.
+"""One training on several processes: `torchrun --standalone --nproc-per-node 2 -m promptgen train ...`.
 
 Each process takes every n-th row of the same batch, gradients and counts are summed, so n processes take the steps that one would (up
 to the order of sums; dropout is drawn by each for its own rows). gloo on CPUs, nccl on GPUs.

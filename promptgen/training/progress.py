@@ -16,6 +16,7 @@ from promptgen.training.evaluate import Quality
 from promptgen.training.model_folder import put
 
 LOG_LINES = 200  # over the whole run
+_ON_BOARD = {"loss", "valid_loss", "valid_top_1", "lr", "tokens_per_s"}
 
 
 class Progress:
@@ -51,7 +52,7 @@ class Progress:
         if self._shown:
             self._file.close()
             draw_curves(self._out)
-        if self._board:
+        if self._board is not None:
             self._board.close()
 
     def note(self, state: State, rate: float) -> None:
@@ -82,8 +83,8 @@ class Progress:
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name in ("loss", "valid_loss", "valid_top_1", "lr", "tokens_per_s") if self._board else ():
-            if name in record:
+        if self._board is not None:
+            for name in _ON_BOARD & record.keys():
                 self._board.add_scalar(name, record[name], record["step"])
         shown = {name: record[name] for name in ("loss", "valid_loss") if name in record}
         self._bar.set_postfix(shown)
@@ -97,4 +98,4 @@ def _open_board(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as fault:
         raise UsageError("--tensorboard needs its extra: pip install 'promptgen[tensorboard]'") from fault
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib.backends.backend_agg  # once here, not in every child  # noqa: F401
 import torch
 
 from promptgen.text.vocabulary import Vocabulary
@@ -97,10 +98,11 @@ def wait(child: int) -> int:
 
 
 def finish(data: Path, out: Path) -> str:
-    """Lets a run go on to its end. Returns the SHA-256 of its weights, or what went wrong."""
-    if status := wait(start(data, out)):
+    """Lets a run go on to its end, if it was not over when the kill came. Returns the SHA-256 of its weights, or what went wrong."""
+    is_over = (out / "eval.json").exists() and checkpoint.newest(out)[0] is None
+    if not is_over and (status := wait(start(data, out))):
         return f"the resumed run ended with {status}"
-    if (out / checkpoint.FOLDER).exists():
+    if not is_over and (out / checkpoint.FOLDER).exists():
         return "checkpoints are left over"
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 

@@ -18,12 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib.backends.backend_agg  # once here, not in every child  # noqa: F401
 import torch
 
 from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
-from promptgen.training import checkpoint
+from promptgen.training import checkpoint, progress
 from promptgen.training.prepare import prepare
 from promptgen.training.shape import TrainConfig
 from promptgen.training.train import train
@@ -86,6 +85,7 @@ def start(data: Path, out: Path, kill_at: tuple[str, int] | None = None) -> int:
         torch.set_num_threads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         checkpoint.reached = reached
+        progress.draw_curves = lambda _: None  # pictures take longer than the rest
         train(data, out, CONFIG, typing_prompts=0)
         status = 0
     finally:

@@ -178,13 +178,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from promptgen.training.choices import parse_duration
-    from promptgen.training.train import train
 
     budget_s = parse_duration(arguments.budget) if arguments.budget else None
+    config = _train_config(arguments)
+    from promptgen.training.train import train  # brings torch: a wrong setting is refused before that
+
     report = train(
         arguments.data,
         arguments.out,
-        _train_config(arguments),
+        config,
         arguments.start_from,
         resume=arguments.resume == "auto",
         budget_s=budget_s,
@@ -231,6 +233,8 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     from promptgen.training.choices import parse_duration
+
+    budget_s = parse_duration(arguments.budget)
     from promptgen.training.fit import fit
 
     report = fit(
@@ -238,7 +242,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         arguments.out,
         kind=arguments.kind,
         size=arguments.size,
-        budget_s=parse_duration(arguments.budget),
+        budget_s=budget_s,
         seed=arguments.seed,
         resume=arguments.resume == "auto",
     )

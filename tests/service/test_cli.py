@@ -233,7 +233,7 @@ def test_the_corpus_tables_have_no_faults() -> None:
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["0 faults"]), done.stdout
 
 
-@pytest.mark.parametrize("kind", ["word", "char", "bpe"])
+@pytest.mark.parametrize("kind", ["word", "bpe"])  # char differs from word in its vocabulary alone
 def test_fit_makes_a_model_that_answers_from_sixty_lines(kind: str, corpus: Path, tmp_path: Path) -> None:
     done = promptgen("fit", corpus, "--out", tmp_path / "mine", "--budget", "4s", "--kind", kind)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@
     train.offsets.bin  int64, where each document begins, and the end of the last
     valid.*            the held-out part, likewise
     vocab.txt          the vocabulary that the ids mean
-    meta.json          format, counts, what was dropped and why, SHA-256 of the vocabulary
+    meta.json          format, counts, what was dropped, why and where, the files read, SHA-256 of all of these and of the vocabulary
 
 A document is `[MASK] text [CLS]`, a dialogue `[CLS] question [SEP] answer [SEP] ...`.
 """

@@ -3,8 +3,8 @@
     python tests/soak/large_corpus.py --megabytes 200 --budget 60s
 
 The lines are made from a few thousand words drawn by Zipf's law, all different. Runs `promptgen vocab`, `prepare` and `train` in processes of their own,
-once on a tenth of the corpus and once on all of it, and prints the peak of resident memory of each. Exits 1 if one failed, took over 1 GiB, or half as
-much again for ten times the corpus.
+once on a tenth of the corpus and once on all of it, and prints the peak of resident memory of each. Exits 1 if one failed, took over 1 GiB, or if prepare
+took half as much again for ten times the corpus (the counters of vocab fill up to a fixed bound, and a training measures more text).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 LIMIT_MIB = 1024
-MAX_GROWTH = 1.5  # of the peak, for ten times the corpus
+MAX_GROWTH = 1.5  # of the peak of prepare, for ten times the corpus
 
 
 def write_corpus(path: Path, num_bytes: int, seed: int = 0) -> None:
@@ -92,7 +92,7 @@ def main() -> int:
     }
     print(json.dumps({"growth_of_peak": growth}))
     faults = [r for r in results if r["status"] or int(str(r["peak_mib"])) > LIMIT_MIB]
-    return 1 if faults or max(growth.values()) > MAX_GROWTH else 0
+    return 1 if faults or growth["prepare"] > MAX_GROWTH else 0
 
 
 if __name__ == "__main__":

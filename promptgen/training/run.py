@@ -47,6 +47,7 @@ from promptgen.training.validate import known_training
 VALIDATION_DOCUMENTS = 4000  # looked at during the run; eval.json is over all
 LAST = "last"  # folder in OUT of the newest model, when it is not the best
 CHECKPOINT_S = 300.0  # at least so often, beside every validation
+_VALIDATION_SHARE = 0.25  # of a budget, for validations, at most
 _TRIAL_S = 4.0  # of trial steps, to turn a budget into a number of steps
 
 
@@ -102,9 +103,13 @@ class Run:
         if budget_s is None:
             return wanted
         if self._found is not None:  # the budget was turned into steps when the run began
-            return int(self._found.state.identity["steps"])
+            known = self._found.state.identity
+            self.config = replace(config, validations=int(known.get("validations", config.validations)))
+            return int(known.get("steps", wanted))
         step_s, validation_s = self._time_a_step(min(_TRIAL_S, budget_s / 10))
-        affordable = (budget_s - config.validations * validation_s) / step_s
+        spared = _VALIDATION_SHARE * budget_s  # a short run is measured less often
+        self.config = replace(config, validations=max(1, min(config.validations, int(spared / validation_s))))
+        affordable = (budget_s - self.config.validations * validation_s) / step_s
         num_steps = max(1, min(int(affordable), wanted))
         if self.processes.is_first:
             told = (
@@ -133,7 +138,7 @@ class Run:
         both = (self.processes.sum(t) / self.processes.count for t in (step_s, time.perf_counter() - started))
         self.model = self._new_model(self.config)
         step_s, validation_s = both
-        return max(step_s, 1e-4), validation_s
+        return max(step_s, 1e-4), max(validation_s, 1e-4)
 
     def _agree(self, answer: bool) -> bool:
         """The first process's answer, in all of them."""

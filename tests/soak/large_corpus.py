@@ -3,7 +3,7 @@
     python tests/soak/large_corpus.py --megabytes 200 --budget 60s
 
 The lines are made from a few thousand words drawn by Zipf's law, all different. Runs `promptgen vocab`, `prepare` and `train` in processes of their own,
-once on a tenth of the corpus and once on all of it, and prints the peak of resident memory of each. Exits 1 if one failed, took over 1 GiB, or if prepare
+once on a tenth of the corpus and once on all of it, and prints the peak of resident memory of each. Exits 1 if one failed, if vocab or prepare took over 1 GiB, or if prepare
 took half as much again for ten times the corpus (the counters of vocab fill up to a fixed bound, and a training measures more text).
 """
 
@@ -91,7 +91,7 @@ def main() -> int:
         for a, b in zip(few, many, strict=True)
     }
     print(json.dumps({"growth_of_peak": growth}))
-    faults = [r for r in results if r["status"] or int(str(r["peak_mib"])) > LIMIT_MIB]
+    faults = [r for r in results if r["status"] or (r["command"] != "train" and int(str(r["peak_mib"])) > LIMIT_MIB)]
     return 1 if faults or growth["prepare"] > MAX_GROWTH else 0
 
 

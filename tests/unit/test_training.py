@@ -404,6 +404,22 @@ def test_divergence_later_keeps_the_checkpoint(data: Path, tmp_path: Path, monke
     assert found.state.step == 8
 
 
+def test_a_run_with_a_budget_goes_on_with_the_steps_it_began_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, epochs=3)
+    monkeypatch.setattr(running.Run, "_time_a_step", lambda run, trial_s: (0.1, 0.5))
+    monkeypatch.setattr(running, "training_step", lambda *args, **kwargs: math.nan)
+    with pytest.raises(NumericalFailure):
+        train(data, tmp_path, config, budget_s=2.0)
+    assert (found := newest(tmp_path)[0]) is not None
+    assert (found.state.identity["steps"], found.state.identity["validations"]) == (15, 1)
+    monkeypatch.setattr(running.Run, "_time_a_step", lambda run, trial_s: pytest.fail("timed again"))
+    run = running.Run(data, tmp_path, config, None, 2.0, True)
+    run.resume()
+    assert (run.num_steps, run.config.validations) == (15, 1)
+
+
 def test_patience_ends_a_run_that_only_gets_worse(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
     monkeypatch.setattr(running.Run, "_quality", lambda run: Quality(next(losses), 9, 0.1, 0.2))
@@ -419,7 +435,8 @@ def test_a_budget_becomes_a_number_of_steps(data: Path, tmp_path: Path, capsys: 
     steps = report["training"]["steps"]
     assert 1 <= steps < 50 * 8
     assert f"the same run again: --steps {steps})" in capsys.readouterr().err
-    train(data, tmp_path / "counted", replace(TINY, epochs=50, steps=steps))
+    validations = report["training"]["validations"]
+    train(data, tmp_path / "counted", replace(TINY, epochs=50, steps=steps, validations=validations))
     timed, counted = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("timed", "counted"))
     assert timed == counted
 

@@ -1,7 +1,7 @@
 """How weights move: Muon for the matrices inside the blocks, AdamW for embeddings and vectors, one schedule for both.
 
-Muon (Jordan et al. 2024, torch.optim.Muon) orthogonalizes the momentum of a matrix. On the shipped corpus it reached in a quarter of
-the tokens what AdamW alone reached (bench/LOG.md); `optimizer = "adamw"` leaves it out.
+Muon (Jordan et al. 2024, torch.optim.Muon) orthogonalizes the momentum of a matrix. After a million tokens of the
+shipped corpus the held-out loss was 3.47 with it and 4.63 with AdamW alone (bench/LOG.md); `optimizer = "adamw"` leaves it out.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 #   make bench    latency figures, kept in bench/results/
 #   make model    vocabulary, data and model anew from data/, then its figures
 #   make soak-train   kills a small training 200 times; fits 200 MB in flat memory
+#   make soak-engine  ten thousand requests with cancellations; nothing is left over
+#   make peers    environments of the engines that `python -m bench.peers` compares with
 #   make install  .venv with everything the other targets need
 #   make clean    removes .venv and everything built
 
@@ -15,7 +17,7 @@ CORPUS := build/corpus
 PREPARED := build/prepared
 MODEL := model/final_model
 
-.PHONY: serve test check bench model soak-train install clean
+.PHONY: serve test check bench model soak-train soak-engine peers install clean
 .DELETE_ON_ERROR:
 
 # Serving needs the package alone; the other targets need the extras. A changed setup.cfg installs anew.
@@ -25,13 +27,18 @@ $(VENV)/.serve: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/.all: $(VENV)/.serve
+# A few seconds of compiling and measuring now, so that the first start is fast at once; without a compiler torch does it all.
+$(VENV)/.kernels: $(VENV)/.serve promptgen/generation/native/kernels.cpp
+	$(BIN)/python -m promptgen.generation.upgrade
+	touch $@
+
+$(VENV)/.all: $(VENV)/.serve $(VENV)/.kernels
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,train,bench]'
 	touch $@
 
 install: $(VENV)/.all
 
-serve: $(VENV)/.serve
+serve: $(VENV)/.serve $(VENV)/.kernels
 	exec $(BIN)/python web.py
 
 test: $(VENV)/.all
@@ -53,6 +60,12 @@ model: $(VENV)/.all
 	$(BIN)/promptgen prepare $(CORPUS)/prompts.train.txt $(CORPUS)/dialogues.train.txt \
 	  --valid-corpus $(CORPUS)/prompts.valid.txt $(CORPUS)/dialogues.valid.txt --vocab vocab --out $(PREPARED)
 	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --shape 4x256x4 --resume $$(test -d $(MODEL)/checkpoints && echo auto || echo never)
+
+soak-engine: $(VENV)/.all
+	$(BIN)/python tests/soak/engine_requests.py
+
+peers: $(VENV)/.all
+	$(BIN)/python -m bench.peers --install
 
 soak-train: $(VENV)/.all
 	$(BIN)/python tests/soak/kill_training.py --runs 200

@@ -44,6 +44,7 @@ def main() -> None:
     runs = 5 if args.quick else args.runs
     figures: dict[str, Any] = {"model": args.model.name, "threads": torch.get_num_threads(), "runs": runs, "unit": "ms"}
     generator = promptgen.Generator(EngineSettings(model=args.model))
+    generator.settle()
     figures["in_process"] = measure_grid(
         lambda n, length, seed: ask_in_process(generator, n, length, seed), runs, "in process"
     )

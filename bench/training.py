@@ -85,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/prepared"), help="folder of promptgen prepare")
     parser.add_argument("--tokens", type=int, default=400_000, help="learned by each run (400000)")
-    parser.add_argument(
-        "--rows", type=int, default=TrainConfig().rows_per_step, help="packed rows of 128 tokens a step"
-    )
+    parser.add_argument("--rows", type=int, default=48, help="packed rows of 128 tokens a step")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way (3)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), metavar="WAY")
@@ -117,7 +115,8 @@ def bench_config(rows: int) -> TrainConfig:
     """The shape and rates of `promptgen train`; AdamW alone and unshifted positions, so that all ways can do the same."""
     default = TrainConfig()
     at_once = min(rows, default.rows_at_once)
-    return replace(default, rows_per_step=rows, rows_at_once=at_once, optimizer="adamw", shifted_share=0.0)
+    alike = replace(default, optimizer="adamw", learning_rate=2e-3, matrix_rate=2e-3, shifted_share=0.0)
+    return replace(alike, rows_per_step=rows, rows_at_once=at_once)
 
 
 def run_all(task: Task, ways: Sequence[str], rounds: int) -> dict[str, list[dict[str, Any]]]:

@@ -32,7 +32,10 @@ def run(generator: Generator, settings: GenerateSettings, source: Path, target: 
     contexts = _read_contexts(source)
     done = _repair(target, contexts)
     base_seed = secrets.randbits(53) if settings.seed is None else settings.seed
-    requests = [_request(settings, context, base_seed + index) for index, context in enumerate(contexts)]
+    requests = [
+        text_request(dataclasses.replace(settings, seed=base_seed + index), generator.info.sampling, context)
+        for index, context in enumerate(contexts)
+    ]
     bar = tqdm(total=len(contexts), initial=done, unit=" contexts", desc="generate", disable=None)
     with target.open("a", encoding="utf-8", newline="\n") as file, bar:
         for record in _records(generator, requests, contexts, done):
@@ -53,11 +56,6 @@ def _read_contexts(source: Path) -> list[str]:
         except UnicodeDecodeError:
             continue
     raise FileFault(source, "is neither UTF-8 nor GB18030; convert it, for example with iconv -t UTF-8")
-
-
-def _request(settings: GenerateSettings, context: str, seed: int) -> TextRequest:
-    request = text_request(settings, context)
-    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=seed))
 
 
 def _repair(target: Path, contexts: list[str]) -> int:

@@ -99,7 +99,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from promptgen import batch, repl
     from promptgen.generation.local import Generator
 
-    generator = Generator(settings)
+    is_one_shot = settings.prompt is not None and settings.input is None  # over before a compiler would be
+    generator = Generator(settings, upgrade_later=not is_one_shot)
     if settings.input is not None and settings.output is not None:
         return batch.run(generator, settings, settings.input, settings.output)
     if settings.prompt is None:

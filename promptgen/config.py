@@ -17,6 +17,7 @@ from promptgen.errors import UsageError
 
 ENVIRONMENT_PREFIX = "PROMPTGEN_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "final_model"
+DEFAULT_CACHE = Path("~/.cache/promptgen")
 
 Settings = TypeVar("Settings")
 
@@ -46,7 +47,12 @@ class EngineSettings:
     model: Path = option(DEFAULT_MODEL, "model folder (config.json, model.safetensors, its vocabulary)")
     max_rows: int = option(128, "sequences decoded at once; the cache holds one slot for each", ge=1, le=4096)
     max_queue: int = option(256, "requests answered or waiting at once; more are refused with 503", ge=1)
-    threads: int = option(0, "torch threads, 0: all cores", ge=0, le=1024)
+    prompt_slots: int = option(64, "prompts kept in the cache for requests that begin alike", ge=1, le=4096)
+    threads: int = option(0, "threads of the model's step, 0: chosen for this machine", ge=0, le=1024)
+    device: str = option("cpu", "cpu, or cuda with a torch that is built for it")
+    precision: str = option("auto", "float32, bfloat16, int8, or auto: the fastest that keeps the model's quality")
+    compiler: str = option("c++", "C++ compiler for the fast step; empty for none")
+    cache: Path = option(DEFAULT_CACHE, "folder for what is compiled and measured once for this machine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +81,12 @@ class GenerateSettings(EngineSettings):
     prompt: str | None = option(None, "the beginning of the prompt; without it a REPL", positional=True)
     samples: int = option(5, "candidates (-n)", ge=1)
     maxlength: int = option(50, "new tokens for each candidate", ge=1)
-    temperature: float = option(1.0, "0 is greedy", ge=0, le=2)
-    top_k: int = option(30, "draw from the k likeliest, 0 is off", ge=0)
-    top_p: float = option(0.0, "draw from the smallest set with this probability, 0 is off", ge=0, le=1)
-    repetition_penalty: float = option(1.0, "over 1: words that stand there already become less likely", ge=0.1, le=10)
+    temperature: float | None = option(None, "0 is greedy (this and the next three: as the model says)", ge=0, le=2)
+    top_k: int | None = option(None, "draw from the k likeliest, 0 is off", ge=0)
+    top_p: float | None = option(None, "draw from the smallest set with this probability, 0 is off", ge=0, le=1)
+    repetition_penalty: float | None = option(
+        None, "over 1: words that stand there already become less likely", ge=0.1, le=10
+    )
     seed: int | None = option(None, "same seed, same text", ge=-(2**63), le=2**63 - 1)
     input: Path | None = option(None, "file with one context a line")
     output: Path | None = option(None, "JSONL file for --input; continued where it stopped")

@@ -11,9 +11,15 @@ from promptgen.generation.local import Generator
 from promptgen.generation.request import Sampling, TextRequest
 
 
-def text_request(settings: GenerateSettings, prompt: str) -> TextRequest:
-    seed = secrets.randbits(53) if settings.seed is None else settings.seed
-    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty, seed)
+def text_request(settings: GenerateSettings, defaults: Sampling, prompt: str) -> TextRequest:
+    """What the settings ask for `prompt`; what they leave open is the model's `defaults`."""
+    sampling = defaults.with_(
+        seed=secrets.randbits(53) if settings.seed is None else settings.seed,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        repetition_penalty=settings.repetition_penalty,
+    )
     return TextRequest(prompt, settings.samples, settings.maxlength, sampling)
 
 
@@ -21,7 +27,7 @@ def show(generator: Generator, settings: GenerateSettings, prompt: str) -> None:
     """Prints the candidates of a prompt, one a line. Raises RequestError."""
     if not prompt.strip():
         return
-    for candidate in generator.generate(text_request(settings, prompt)).candidates:
+    for candidate in generator.generate(text_request(settings, generator.info.sampling, prompt)).candidates:
         print(prompt + candidate.completion, flush=True)
 
 

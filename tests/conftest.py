@@ -9,7 +9,49 @@ from pathlib import Path
 import pytest
 import torch
 
+from promptgen.config import DEFAULT_CACHE, DEFAULT_MODEL, EngineSettings
+from promptgen.generation.gpt2 import EagerGpt2
+from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
+from promptgen.generation.native.model import Kernels, NativeGpt2
+from promptgen.generation.steps import Steps
+
 ModelFactory = Callable[[int, int, int, int, int], Path]
+Weights = dict[str, torch.Tensor]
+StepsFactory = Callable[[Memory, Weights], Steps]
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Kernels:
+    """The compiled kernels, from the cache that `make install` fills."""
+    folder = DEFAULT_CACHE.expanduser()
+    try:
+        return Kernels(find_library(folder) or compile_library(folder, EngineSettings(model=DEFAULT_MODEL).compiler))
+    except KernelsUnavailable as fault:
+        pytest.skip(f"no compiled kernels: {fault}")
+
+
+@pytest.fixture(scope="module", params=["torch", "compiled"])
+def make_steps(request: pytest.FixtureRequest) -> StepsFactory:
+    """make_steps(memory, weights) gives the model's steps in float32 on one thread: every test with it runs for both implementations."""
+    if request.param == "torch":
+        return EagerGpt2
+    kernels: Kernels = request.getfixturevalue("kernels")
+    return lambda memory, weights: NativeGpt2(kernels, memory, weights, "float32", 1)
+
+
+def random_weights(shape: Gpt2Shape, seed: int = 0, scale: float = 0.3) -> Weights:
+    """Weights of a GPT-2 that nobody trained; norms are around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: scale * torch.randn(size, generator=generator) + ("ln_" in name and name.endswith("weight"))
+        for name, size in shape.tensors().items()
+    }
+
+
+def new_memory(shape: Gpt2Shape, *, max_rows: int = 8, num_prompt_slots: int = 4) -> Memory:
+    return Memory(shape, max_rows=max_rows, num_prompt_slots=num_prompt_slots, banned_ids=(), end_id=-1)
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,11 @@ class AsyncEngine:
             raise
         self.state = "ready"
 
+    async def settled(self) -> None:
+        """Waits until the model's step is the one that will stay: compiled, if it can be. For measuring."""
+        assert self._model is not None
+        await asyncio.to_thread(self._model.settle)
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and waits for the running ones. Returns whether all of them ended in time."""
         if self.state == "ready":

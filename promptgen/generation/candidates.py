@@ -106,7 +106,13 @@ class CandidateSet:
     def __init__(self, tokenizer: Tokenizer, text: TextRequest) -> None:
         prompt_ids = (tokenizer.begin_id, *tokenizer.encode(text.prompt))
         self.request = GenerationRequest(
-            prompt_ids, text.num_samples, text.max_new_tokens, text.sampling, text.want_logprobs, text.ignore_end
+            prompt_ids,
+            text.num_samples,
+            text.max_new_tokens,
+            text.sampling,
+            text.want_logprobs,
+            text.ignore_end,
+            text.salt,
         )
         start = tokenizer.detokenizer(text.prompt)
         self._texts = [CandidateText(start.fork(), text.stop) for _ in range(text.num_samples)]

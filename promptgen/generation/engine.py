@@ -1,21 +1,20 @@
-"""The engine: requests in, events out, one step at a time. Ids only; one thread owns it.
+"""Schedule, run, update: the synchronous engine. One thread calls it; everything else goes through AsyncEngine.
 
-engine.add(request_id, request)
+engine.add(7, request)
 while engine.has_work:
     for event in engine.step(): ...
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Sequence
 
 from promptgen.errors import ContextLengthExceeded, InvalidRequest
-from promptgen.generation.gpt2 import Gpt2
+from promptgen.generation.memory import Memory
 from promptgen.generation.request import EngineStats, Event, FailureEvent, GenerationRequest, TokenEvent
 from promptgen.generation.runner import Runner
 from promptgen.generation.scheduler import Scheduler
+from promptgen.generation.steps import Steps
 
 _log = logging.getLogger(__name__)
 
@@ -23,13 +22,19 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over one model: rows of all running requests share every step."""
 
-    def __init__(self, model: Gpt2, *, end_id: int, banned_ids: Sequence[int], max_rows: int, max_queue: int) -> None:
-        self.window = model.shape.window
-        self.vocabulary = model.shape.vocabulary
-        self.max_rows = max_rows
-        self._scheduler = Scheduler(max_rows=max_rows, max_queue=max_queue, end_id=end_id)
-        self._runner = Runner(model, max_rows=max_rows, banned_ids=banned_ids, end_id=end_id)
-        self._stats = EngineStats(max_rows=max_rows)
+    def __init__(self, memory: Memory, steps: Steps, *, max_queue: int) -> None:
+        self.window = memory.shape.window
+        self.vocabulary = memory.shape.vocabulary
+        self.max_rows = len(memory.rows)
+        self._scheduler = Scheduler(
+            max_rows=self.max_rows,
+            num_prompt_slots=memory.num_prompt_slots,
+            max_queue=max_queue,
+            end_id=memory.end_id,
+        )
+        self._runner = Runner(memory, steps)
+        self._offered: Steps | None = None
+        self._num_steps = self._num_prompt_tokens = self._num_reused_tokens = self._num_generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -37,8 +42,15 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        return dataclasses.replace(
-            self._stats, num_waiting=len(self._scheduler.waiting), num_rows=len(self._scheduler.rows)
+        return EngineStats(
+            num_waiting=self._scheduler.num_waiting,
+            num_rows=len(self._scheduler.rows),
+            max_rows=self.max_rows,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_reused_tokens=self._num_reused_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            steps=self._runner.steps.description,
         )
 
     def check(self, request: GenerationRequest) -> None:
@@ -57,10 +69,6 @@ class Engine:
             raise InvalidRequest(
                 "temperature and top_k must be 0 or more, top_p from 0 to 1, repetition_penalty over 0"
             )
-        if request.num_samples > self.max_rows:
-            raise InvalidRequest(
-                f"samples is {request.num_samples}, this service decodes {self.max_rows} at once", param="samples"
-            )
         if len(request.prompt_ids) + request.max_new_tokens > self.window:
             raise ContextLengthExceeded(len(request.prompt_ids), request.max_new_tokens, self.window)
 
@@ -71,8 +79,15 @@ class Engine:
     def cancel(self, request_id: int, sample: int | None = None) -> None:
         self._scheduler.cancel(request_id, sample)
 
+    def offer(self, steps: Steps) -> None:
+        """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision when
+        what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
+        self._offered = steps
+
     def step(self) -> list[Event]:
         """One forward pass for everything that runs. A failing step fails the requests in it, and the engine goes on."""
+        if self._offered is not None:
+            self._take_up(self._offered)
         plan = self._scheduler.schedule()
         if plan is None:
             return []
@@ -85,10 +100,17 @@ class Engine:
                 for request_id in self._scheduler.drop_running()
             ]
         events = self._scheduler.update(plan, result.token_ids, result.logprobs)
-        self._stats = dataclasses.replace(
-            self._stats,
-            num_steps=self._stats.num_steps + 1,
-            num_prompt_tokens=self._stats.num_prompt_tokens + sum(len(a.request.prompt_ids) for a in plan.admissions),
-            num_generated_tokens=self._stats.num_generated_tokens + sum(isinstance(e, TokenEvent) for e in events),
-        )
+        self._num_steps += 1
+        self._num_prompt_tokens += sum(len(stretch.token_ids) for stretch in plan.stretches)
+        self._num_reused_tokens += plan.num_reused
+        self._num_generated_tokens += sum(type(event) is TokenEvent for event in events)
         return events
+
+    def _take_up(self, steps: Steps) -> None:
+        if steps.precision != self._runner.steps.precision:
+            self._scheduler.is_held = self._scheduler.is_running
+            if self._scheduler.is_held:
+                return
+            self._scheduler.prompts.forget()
+        self._runner.steps, self._offered = steps, None
+        _log.info("the model's step is now: %s", steps.description)

@@ -1,146 +1,178 @@
-"""GPT-2 for serving: one prefill for a batch of prompts, one decode step for all running rows.
+"""GPT-2 for serving, in torch: the implementation that needs no compiler, answers at once, and reads like the mathematics.
 
 The same weights and the same mathematics as transformers' GPT2LMHeadModel (Radford et al. 2019, pre-norm blocks); a test holds greedy
 output equal, token for token. Linear layers are packed once for oneDNN, which for a few rows is several times faster than the MKL
-call behind torch.nn.functional.linear and fuses the activation.
+call behind torch.nn.functional.linear and fuses the activation; in int8 they are FBGEMM's, quantized for each column, activations as they
+come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from promptgen.generation.kvcache import KVCache
-from promptgen.generation.modelfile import Gpt2Shape, read_shape, read_weights
+from promptgen.generation.memory import Memory
+from promptgen.generation.sampler import draw_rows
+from promptgen.generation.steps import Precision, PromptTokens
+
+Linear = Callable[[Tensor], Tensor]  # [M, in] -> [M, out]
 
 
-class Linear:
-    """y = act(x @ weight + bias), `weight` [in, out] as GPT-2 stores it, packed for oneDNN where this torch can."""
+def make_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
+    """y = x @ weight + bias, `weight` [in, out] as GPT-2 stores it."""
+    by_column = weight.t().contiguous()
+    if precision == "int8":
+        return _int8_linear(by_column, bias)
+    if precision == "bfloat16":
+        by_column, bias = by_column.bfloat16(), None if bias is None else bias.bfloat16()
+        return lambda x: functional.linear(x.bfloat16(), by_column, bias).float()
+    if weight.is_cuda or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return lambda x: functional.linear(x, by_column, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(by_column)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
-        self._bias = bias
-        self._gelu = gelu
-        self._plain = weight.t().contiguous()
-        self._packed: Tensor | None = None
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._plain)
-            self._plain = weight.new_empty(0)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        if self._packed is not None:
-            act, algorithm = ("gelu", "tanh") if self._gelu else ("none", "")
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, act, [], algorithm)
-            return y
-        y = functional.linear(x, self._plain, self._bias)
-        return functional.gelu(y, approximate="tanh") if self._gelu else y
+def _int8_linear(by_column: Tensor, bias: Tensor | None) -> Linear:
+    scales = by_column.abs().amax(dim=1).clamp_(min=1e-12).to(torch.float64) / 127
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # deprecated; torch is pinned
+        quantized = torch.quantize_per_channel(by_column, scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(quantized, bias)
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=False)
 
 
 class Block:
-    """One layer's weights. `split` gives queries, keys, values; `join` and `feed` add to the residual stream."""
+    """One layer's weights."""
 
-    def __init__(self, weights: dict[str, Tensor], index: int, shape: Gpt2Shape) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], index: int, epsilon: float, precision: Precision) -> None:
         def tensor(name: str) -> Tensor:
             return weights[f"h.{index}.{name}"]
 
-        self._shape = shape
+        def linear(name: str) -> Linear:
+            return make_linear(tensor(f"{name}.weight"), tensor(f"{name}.bias"), precision)
+
+        self._epsilon = epsilon
         self._norm_1 = tensor("ln_1.weight"), tensor("ln_1.bias")
         self._norm_2 = tensor("ln_2.weight"), tensor("ln_2.bias")
-        self._attn = Linear(tensor("attn.c_attn.weight"), tensor("attn.c_attn.bias"))
-        self._proj = Linear(tensor("attn.c_proj.weight"), tensor("attn.c_proj.bias"))
-        self._up = Linear(tensor("mlp.c_fc.weight"), tensor("mlp.c_fc.bias"), gelu=True)
-        self._down = Linear(tensor("mlp.c_proj.weight"), tensor("mlp.c_proj.bias"))
+        self._mix, self._project = linear("attn.c_attn"), linear("attn.c_proj")
+        self._up, self._down = linear("mlp.c_fc"), linear("mlp.c_proj")
 
-    def split(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] -> queries, keys, values, each [B, H, T, head_dim]."""
-        batch, length, _ = hidden.shape
-        mixed = self._attn(_norm(hidden, self._norm_1, self._shape.epsilon))
-        heads = mixed.view(batch, length, 3, self._shape.heads, self._shape.head_dim).permute(2, 0, 3, 1, 4)
-        return heads[0], heads[1], heads[2]
+    def split(self, hidden: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """[M, D] -> queries, keys, values, each [M, H, head_dim]."""
+        mixed = self._mix(_norm(hidden, self._norm_1, self._epsilon)).view(len(hidden), 3, num_heads, -1)
+        return mixed[:, 0], mixed[:, 1], mixed[:, 2]
 
-    def join(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """hidden [B, T, D] plus the projected attention result [B, H, T, head_dim]."""
-        return hidden + self._proj(attended.transpose(1, 2).reshape(hidden.shape))
-
-    def feed(self, hidden: Tensor) -> Tensor:
-        return hidden + self._down(self._up(_norm(hidden, self._norm_2, self._shape.epsilon)))
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """hidden [M, D] plus the projected attention result [M, D], plus the feed-forward layer of that."""
+        hidden = hidden + self._project(attended)
+        inner = functional.gelu(self._up(_norm(hidden, self._norm_2, self._epsilon)), approximate="tanh")
+        return hidden + self._down(inner)
 
 
-class Gpt2:
-    """A GPT-2 ready to serve. Not thread-safe: one engine thread owns it."""
+class EagerGpt2:
+    """Steps in torch, on the device where memory and weights are. bfloat16 is for GPUs; the residual stream stays float32."""
 
-    def __init__(self, shape: Gpt2Shape, weights: dict[str, Tensor]) -> None:
-        self.shape = shape
+    def __init__(self, memory: Memory, weights: Mapping[str, Tensor], precision: Precision = "float32") -> None:
+        shape = memory.shape
+        self.precision: Precision = precision
+        self.description = f"torch, {precision}, {torch.get_num_threads()} threads"
+        self._memory = memory
+        self._keys, self._values = torch.as_tensor(memory.keys), torch.as_tensor(memory.values)
+        self._logits = torch.as_tensor(memory.logits)
         self._tokens, self._positions = weights["wte.weight"], weights["wpe.weight"]
         self._norm = weights["ln_f.weight"], weights["ln_f.bias"]
-        self._blocks = [Block(weights, index, shape) for index in range(shape.layers)]
-        self._head = Linear(self._tokens.t(), None)
+        self._blocks = [Block(weights, index, shape.epsilon, precision) for index in range(shape.layers)]
+        self._head = make_linear(self._tokens.t(), None, precision)
 
-    @classmethod
-    def load(cls, folder: Path | str) -> Gpt2:
-        """Raises FileFault naming the file that is missing, damaged or foreign."""
-        shape = read_shape(Path(folder))
-        return cls(shape, read_weights(Path(folder), shape))
+    @torch.inference_mode()
+    def forward(self, num_rows: int, prompts: PromptTokens) -> None:
+        rows, device = self._memory.rows[:num_rows], self._tokens.device
+        places = [
+            (rows["token_id"], prompts.token_ids),
+            (rows["position"], prompts.positions),
+            (np.arange(num_rows), prompts.slots),
+            (np.arange(num_rows), num_rows + prompts.last),
+        ]
+        token_ids, positions, slots, asked = (torch.from_numpy(np.concatenate(pair)).to(device) for pair in places)
+        longest = int(rows["position"].max()) + 1 if num_rows else 0
+        hidden = self._through_blocks(token_ids, positions, slots, num_rows, longest, _stretches(num_rows, prompts))
+        self._logits[slots[asked], : self._memory.shape.vocabulary] = self._logits_of(hidden[asked])
 
-    def new_cache(self, max_rows: int) -> KVCache:
-        shape = self.shape
-        return KVCache(
-            num_layers=shape.layers,
-            max_rows=max_rows,
-            num_heads=shape.heads,
-            window=shape.window,
-            head_dim=shape.head_dim,
+    def _through_blocks(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        num_rows: int,
+        longest: int,
+        stretches: list[tuple[slice, int, int]],
+    ) -> Tensor:
+        """Hidden states [M, D] of tokens [M]; the first `num_rows` are rows, all before position `longest`, the others are `stretches`."""
+        hidden = self._tokens[token_ids] + self._positions[positions]
+        for layer, block in enumerate(self._blocks):
+            queries, keys, values = block.split(hidden, self._memory.shape.heads)
+            self._keys[layer, slots, :, positions] = keys.to(self._keys.dtype)
+            self._values[layer, slots, :, positions] = values.to(self._values.dtype)
+            attended = torch.empty_like(queries)
+            if num_rows:
+                attended[:num_rows] = self._attend_rows(layer, queries[:num_rows], positions[:num_rows], longest)
+            for span, slot, start in stretches:
+                attended[span] = self._attend_prompt(layer, queries[span], slot, start)
+            hidden = block.finish(hidden, attended.flatten(1))
+        return hidden
+
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        return self._head(_norm(hidden, self._norm, self._memory.shape.epsilon))
+
+    def draw(
+        self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
+    ) -> tuple[list[int], list[float]]:
+        return draw_rows(self._memory, np.concatenate([np.arange(num_continuing), prompt_slots]))
+
+    def _attend_rows(self, layer: int, queries: Tensor, positions: Tensor, longest: int) -> Tensor:
+        """[R, H, head_dim]. A plain product over the slots: for one query a row it is several times cheaper than the flash kernel."""
+        num_rows = len(queries)
+        scale = self._memory.shape.head_dim**-0.5
+        keys, values = self._keys[layer, :num_rows, :, :longest], self._values[layer, :num_rows, :, :longest]
+        scores = (queries * scale).to(keys.dtype)[:, :, None] @ keys.transpose(2, 3)  # [R, H, 1, L]
+        hide = (torch.arange(longest, device=positions.device) > positions[:, None])[:, None, None]
+        # What lies beyond a row's position may be of an earlier tenant, but it is finite, and its weight is 0.
+        weights = scores.float().masked_fill_(hide, float("-inf")).softmax(dim=-1)
+        attended: Tensor = weights.to(values.dtype) @ values
+        return attended[:, :, 0].float()
+
+    def _attend_prompt(self, layer: int, queries: Tensor, slot: int, start: int) -> Tensor:
+        """[T, H, head_dim] for a stretch of a prompt that starts at position `start`."""
+        end = start + len(queries)
+        keys, values = self._keys[layer, slot, :, :end], self._values[layer, slot, :, :end]
+        place = torch.arange(end, device=queries.device)
+        attended = functional.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None].to(keys.dtype),
+            keys[None],
+            values[None],
+            attn_mask=place <= place[start:, None],
         )
+        return attended[0].transpose(0, 1).float()
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads prompts together: logits [P, V] after each one's last token, and keys, values [layers, P, H, T, head_dim].
 
-        Shorter prompts are padded on the right; causal attention keeps what follows a token from touching it.
-        """
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
-        token_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = torch.tensor(prompt)
-        hidden = self._tokens[token_ids] + self._positions[:longest]
-        keys, values = [], []
-        for block in self._blocks:
-            query, key, value = block.split(hidden)
-            keys.append(key)
-            values.append(value)
-            hidden = block.feed(
-                block.join(hidden, functional.scaled_dot_product_attention(query, key, value, is_causal=True))
-            )
-        last = hidden[torch.arange(len(prompts)), lengths - 1]
-        return self._logits(last), torch.stack(keys), torch.stack(values)
-
-    def decode(self, token_ids: Tensor, positions: Tensor, cache: KVCache, longest: int) -> Tensor:
-        """One step of rows 0..R-1: feeds token_ids [R] at positions [R] (all under `longest`), returns logits [R, V].
-
-        Keys and values of this step are written to the cache. Attention is a plain product over the slots: for one query a row it is
-        several times cheaper than the flash kernel.
-        """
-        num_rows = len(token_ids)
-        rows = torch.arange(num_rows)
-        hidden = (self._tokens[token_ids] + self._positions[positions])[:, None]
-        hide = (torch.arange(longest) > positions[:, None])[:, None, None]  # [R, 1, 1, L]
-        scale = self.shape.head_dim**-0.5
-        for block, all_keys, all_values in zip(self._blocks, cache.keys, cache.values, strict=True):
-            query, key, value = block.split(hidden)
-            all_keys[rows, :, positions] = key[:, :, 0]
-            all_values[rows, :, positions] = value[:, :, 0]
-            scores = (query * scale) @ all_keys[:num_rows, :, :longest].transpose(2, 3)  # [R, H, 1, L]
-            weights = scores.masked_fill_(hide, float("-inf")).softmax(dim=-1)
-            # What lies beyond a row's position may be anything, NaN included, and 0 * NaN is NaN: KVCache starts at zero.
-            hidden = block.feed(block.join(hidden, weights @ all_values[:num_rows, :, :longest]))
-        return self._logits(hidden[:, 0])
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._head(_norm(hidden, self._norm, self.shape.epsilon))
+def _stretches(num_rows: int, prompts: PromptTokens) -> list[tuple[slice, int, int]]:
+    """(tokens of the pass, slot, first position) of each prompt that is read."""
+    slots = prompts.slots
+    if not len(slots):
+        return []
+    starts = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist()]
+    ends = [*starts[1:], len(slots)]
+    return [
+        (slice(num_rows + start, num_rows + end), int(slots[start]), int(prompts.positions[start]))
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def _norm(x: Tensor, weight_bias: tuple[Tensor, Tensor], epsilon: float) -> Tensor:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
 from promptgen.config import EngineSettings
-from promptgen.errors import FileFault
+from promptgen.errors import FileFault, UsageError
+from promptgen.generation.cuda import CudaGpt2, DeviceMemory
 from promptgen.generation.engine import Engine
-from promptgen.generation.gpt2 import Gpt2
-from promptgen.generation.modelfile import read_shape, read_weights
+from promptgen.generation.gpt2 import EagerGpt2
+from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import Gpt2Shape, read_sampling, read_shape, read_weights
+from promptgen.generation.request import Sampling
+from promptgen.generation.steps import Precision, PromptTokens, Steps
+from promptgen.generation.upgrade import Upgrade, check_precision, usable_threads
 from promptgen.text.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 
 SELF_TEST_TOKENS = 8
@@ -18,7 +25,7 @@ SELF_TEST_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What /version tells of a model."""
+    """What /version tells of a model. `sampling` is how it is drawn from where a caller does not say."""
 
     name: str
     window: int
@@ -26,22 +33,37 @@ class ModelInfo:
     layers: int
     width: int
     heads: int
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
+    """`upgrading` is the thread that prepares a faster step, None when there is nothing to prepare."""
+
     tokenizer: Tokenizer
     engine: Engine
     info: ModelInfo
+    upgrading: threading.Thread | None = None
+
+    def settle(self) -> None:
+        """Waits until the step that will stay is ready."""
+        if self.upgrading is not None:
+            self.upgrading.join()
 
 
-def open_model(settings: EngineSettings) -> OpenModel:
-    """Loads, checks and warms up the model of the settings. Raises FileFault naming the file at fault."""
+def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenModel:
+    """Loads, checks and warms up the model of the settings. Raises FileFault naming the file at fault, UsageError for a setting.
+
+    With `upgrade_later` a step that is faster than torch's, but not prepared yet, is prepared in the background.
+    """
+    check_precision(settings.precision)
+    if settings.device not in ("cpu", "cuda"):
+        raise UsageError(f"--device is cpu or cuda, is {settings.device!r}")
     folder = settings.model
     if not folder.is_dir():
         raise FileFault(folder, "is not a model folder; train one (promptgen train) or name another with --model")
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(usable_threads(settings.threads))
     shape = read_shape(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.size != shape.vocabulary:
@@ -49,29 +71,48 @@ def open_model(settings: EngineSettings) -> OpenModel:
         raise FileFault(file, f"has {tokenizer.size} tokens, config.json says {shape.vocabulary}")
     if shape.window < 2:
         raise FileFault(folder / "config.json", "n_positions must be 2 or more: a prompt and a new token")
-    model = Gpt2(shape, read_weights(folder, shape))
-    if not _gives_numbers(model, tokenizer):
-        raise FileFault(folder / "model.safetensors", "gives logits that are not finite; the weights are damaged")
-    engine = Engine(
-        model,
-        end_id=tokenizer.end_id,
-        banned_ids=tokenizer.banned_ids,
-        max_rows=settings.max_rows,
-        max_queue=settings.max_queue,
+    weights = read_weights(folder, shape)
+    options: dict[str, Any] = {
+        "max_rows": settings.max_rows,
+        "num_prompt_slots": settings.prompt_slots,
+        "banned_ids": tokenizer.banned_ids,
+        "end_id": tokenizer.end_id,
+    }
+    info = ModelInfo(
+        folder.name, shape.window, shape.vocabulary, shape.layers, shape.width, shape.heads, read_sampling(folder)
     )
-    return OpenModel(
-        tokenizer,
-        engine,
-        ModelInfo(folder.name, shape.window, shape.vocabulary, shape.layers, shape.width, shape.heads),
-    )
+    if settings.device == "cuda":
+        memory, steps = _on_cuda(settings, shape, weights, options)
+        return OpenModel(tokenizer, _checked_engine(settings, memory, steps, tokenizer), info)
+    memory = Memory(shape, **options)
+    upgrade = Upgrade(settings, memory, weights, tokenizer.begin_id)
+    fast = upgrade.ready()
+    precision = cast(Precision, "float32" if settings.precision == "auto" else settings.precision)
+    engine = _checked_engine(settings, memory, fast or EagerGpt2(memory, weights, precision), tokenizer)
+    is_worth_it = upgrade_later and upgrade.is_wanted and fast is None
+    upgrading = upgrade.prepare(engine.offer) if is_worth_it else None
+    return OpenModel(tokenizer, engine, info, upgrading)
 
 
-@torch.inference_mode()
-def _gives_numbers(model: Gpt2, tokenizer: Tokenizer) -> bool:
-    """Whether a first short run gives finite logits. It also pays for one-time set-up, so that no request does."""
-    length = min(SELF_TEST_TOKENS, model.shape.window - 1)
-    logits, keys, values = model.prefill([[tokenizer.begin_id] * length])
-    cache = model.new_cache(2)
-    cache.fork(keys[:, 0], values[:, 0], 0, 2)
-    logits = model.decode(torch.tensor([tokenizer.begin_id] * 2), torch.tensor([length] * 2), cache, length + 1)
-    return bool(torch.isfinite(logits).all())
+def _on_cuda(
+    settings: EngineSettings, shape: Gpt2Shape, weights: dict[str, torch.Tensor], options: dict[str, Any]
+) -> tuple[Memory, Steps]:
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: this torch sees no GPU; the pinned build is for CPUs, install one for CUDA")
+    if settings.precision == "int8":
+        raise UsageError("--device cuda computes in bfloat16 or float32; int8 is for CPUs")
+    precision: Precision = "float32" if settings.precision == "float32" else "bfloat16"
+    cache_dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    memory = DeviceMemory(shape, device=torch.device("cuda"), cache_dtype=cache_dtype, **options)
+    return memory, CudaGpt2(memory, weights, precision)
+
+
+def _checked_engine(settings: EngineSettings, memory: Memory, steps: Steps, tokenizer: Tokenizer) -> Engine:
+    """Raises FileFault if a first short run gives logits that are no numbers. It also pays for one-time set-up, so that no request does."""
+    slot = len(memory.rows)  # the first prompt slot; the prompt cache knows nothing of it
+    length = min(SELF_TEST_TOKENS, memory.shape.window - 1)
+    steps.forward(0, PromptTokens.of([(slot, 0, (tokenizer.begin_id,) * length, True)]))
+    if not bool(torch.as_tensor(memory.logits[slot]).isfinite().all()):
+        file = settings.model / "model.safetensors"
+        raise FileFault(file, "gives logits that are not finite; the weights are damaged")
+    return Engine(memory, steps, max_queue=settings.max_queue)

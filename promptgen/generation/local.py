@@ -23,10 +23,11 @@ from promptgen.generation.request import Answer, FailureEvent, Sampling, StartEv
 class Generator:
     """Answers requests with an engine of its own. Not thread-safe."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        """Raises FileFault for a model folder that cannot be used."""
-        model = open_model(settings)
+    def __init__(self, settings: EngineSettings, *, upgrade_later: bool = True) -> None:
+        """Raises FileFault for a model folder that cannot be used. `upgrade_later` as in loader.open_model."""
+        model = open_model(settings, upgrade_later=upgrade_later)
         self.info = model.info
+        self.settle = model.settle
         self._tokenizer, self._engine = model.tokenizer, model.engine
         self._ids = count()
 
@@ -110,12 +111,13 @@ def generate_text(
 ) -> list[str]:
     """`batch_size` texts that begin with `prompt`, each with up to `max_len` new tokens.
 
-    The model stays loaded for the next call. Without `sampling` every call draws anew. Raises FileFault for an unusable model folder
+    The model stays loaded for the next call. Without `sampling` every call draws anew, as the model's own settings say. Raises FileFault for an unusable model folder
     and ContextLengthExceeded for a prompt that does not fit the window. A blank prompt gives an empty list.
     """
     if not prompt.strip():
         return []
-    sampling = sampling or Sampling(seed=time.time_ns())
     with _one_at_a_time:
-        answer = _generator_of(Path(model)).generate(TextRequest(prompt, batch_size, max_len, sampling))
+        generator = _generator_of(Path(model))
+        sampling = sampling or generator.info.sampling.with_(seed=time.time_ns())
+        answer = generator.generate(TextRequest(prompt, batch_size, max_len, sampling))
     return [prompt + candidate.completion for candidate in answer.candidates]

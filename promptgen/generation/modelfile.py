@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from promptgen.errors import FileFault
+from promptgen.generation.request import Sampling
 
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
+_SAMPLING_LIMITS: tuple[tuple[str, Any, float], ...] = (
+    ("temperature", (int, float), 2),
+    ("top_k", int, 1 << 20),
+    ("top_p", (int, float), 1),
+    ("repetition_penalty", (int, float), 10),
+)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -101,6 +109,33 @@ def read_shape(folder: Path) -> Gpt2Shape:
         inner,
         epsilon,
     )
+
+
+def read_sampling(folder: Path) -> Sampling:
+    """How this model is best drawn from: what generation_config.json says, where there is one, else Sampling's own defaults.
+
+    Raises FileFault for a file that is not JSON or a number that is out of range.
+    """
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return Sampling()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise FileFault(path, f"is not JSON: {fault}") from fault
+    if not isinstance(config, dict):
+        raise FileFault(path, "must be a JSON object")
+    given: dict[str, Any] = {}
+    for key, kind, most in _SAMPLING_LIMITS:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= most:
+            raise FileFault(path, f"{key} must be a number from 0 to {most}, is {value!r}")
+        given[key] = value
+    if given.get("repetition_penalty", 1) < 0.1:
+        raise FileFault(path, "repetition_penalty must be 0.1 or more")
+    return Sampling().with_(seed=0, **given)
 
 
 def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, Tensor]:

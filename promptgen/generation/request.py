@@ -28,12 +28,31 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
+    def with_(
+        self,
+        *,
+        seed: int,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+    ) -> Sampling:
+        """The same, but for what is given: a model's defaults with a caller's wishes."""
+        return Sampling(
+            self.temperature if temperature is None else temperature,
+            self.top_k if top_k is None else top_k,
+            self.top_p if top_p is None else top_p,
+            self.repetition_penalty if repetition_penalty is None else repetition_penalty,
+            seed,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
     """`num_samples` continuations of the text `prompt`, of at most `max_new_tokens` tokens each, cut before any of `stop`.
 
-    `ignore_end` goes on past the end of a document: exactly `max_new_tokens` tokens, for measuring.
+    `ignore_end` goes on past the end of a document: exactly `max_new_tokens` tokens, for measuring. What was computed for a prompt is
+    reused for others of the same `salt` only.
     """
 
     prompt: str
@@ -43,6 +62,7 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     want_logprobs: bool = False
     ignore_end: bool = False
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +75,12 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     want_logprobs: bool = False
     ignore_end: bool = False
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StartEvent:
-    """A request left the queue: its prompt is in this step."""
+    """A request left the queue: its first candidates have their first token in this step."""
 
     request_id: int
 
@@ -128,4 +149,6 @@ class EngineStats:
     max_rows: int = 0
     num_steps: int = 0
     num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0  # of prompts, found in the cache instead of computed
     num_generated_tokens: int = 0
+    steps: str = ""  # implementation, precision and threads

@@ -1,4 +1,4 @@
-"""Draws one token for each row, all rows in one pass, each with its own parameters.
+"""Draws one token for each row, all rows in one pass, each with its own parameters: the torch version.
 
 Penalty, temperature, top-k, top-p, then the largest of (logit + Gumbel noise): an exact draw from what is left. Noise is made for
 the survivors of top-k only.
@@ -8,55 +8,74 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from promptgen.generation.noise import gumbel, sequence_key
-from promptgen.generation.request import GREEDY_BELOW, Sampling
-
-NOT_A_TOKEN = float("-inf")
+from promptgen.generation.memory import NOT_A_TOKEN, Memory
+from promptgen.generation.noise import gumbel
 
 
-@dataclass(slots=True)
-class RowSampling:
-    """Sampling parameters of all rows, tensors of [max_rows]. Greedy rows stand as top-k 1 without noise."""
+@dataclass(frozen=True, slots=True)
+class RowTensors:
+    """The columns of ROW that a draw reads, as tensors [R] on the device of the logits."""
 
-    keys: Tensor  # int64
-    temperature: Tensor  # float32, never 0
-    top_k: Tensor  # int64, never 0: the size of the vocabulary when off
-    top_p: Tensor  # float32, 1 when off
-    penalty: Tensor  # float32
-    noise: Tensor  # float64, 0 for greedy rows
+    keys: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    penalty: Tensor
+    is_greedy: Tensor  # bool
+    ignores_end: Tensor  # bool
 
     @classmethod
-    def allocate(cls, max_rows: int) -> RowSampling:
+    def of(cls, rows: NDArray[np.void], device: torch.device) -> RowTensors:
+        def column(name: str) -> Tensor:
+            return torch.from_numpy(rows[name]).to(device)
+
         return cls(
-            keys=torch.zeros(max_rows, dtype=torch.int64),
-            temperature=torch.ones(max_rows),
-            top_k=torch.ones(max_rows, dtype=torch.int64),
-            top_p=torch.ones(max_rows),
-            penalty=torch.ones(max_rows),
-            noise=torch.zeros(max_rows, dtype=torch.float64),
+            column("key"),
+            column("temperature"),
+            column("top_k"),
+            column("top_p"),
+            column("penalty"),
+            column("is_greedy").bool(),
+            column("ignores_end").bool(),
         )
 
-    def set_rows(self, first_row: int, num_rows: int, sampling: Sampling, vocabulary_size: int) -> None:
-        """Rows first_row... become samples 0... of one request."""
-        rows = slice(first_row, first_row + num_rows)
-        greedy = sampling.temperature < GREEDY_BELOW
-        self.keys[rows] = torch.tensor([sequence_key(sampling.seed, sample) for sample in range(num_rows)])
-        self.temperature[rows] = 1.0 if greedy else sampling.temperature
-        self.top_k[rows] = 1 if greedy else min(sampling.top_k or vocabulary_size, vocabulary_size)
-        self.top_p[rows] = sampling.top_p if 0 < sampling.top_p < 1 else 1.0
-        self.penalty[rows] = sampling.repetition_penalty
-        self.noise[rows] = 0.0 if greedy else 1.0
 
-    def move_row(self, source: int, target: int) -> None:
-        for column in (self.keys, self.temperature, self.top_k, self.top_p, self.penalty, self.noise):
-            column[target] = column[source]
+@torch.inference_mode()
+def draw_rows(memory: Memory, logit_slots: NDArray[np.int64]) -> tuple[list[int], list[float]]:
+    """Steps.draw for rows 0..R-1, row r from memory.logits[logit_slots[r]]."""
+    rows = memory.rows[: len(logit_slots)]
+    all_logits = torch.as_tensor(memory.logits)
+    tensors = RowTensors.of(rows, all_logits.device)
+    logits = allowed_logits(
+        all_logits[torch.from_numpy(logit_slots).to(all_logits.device), : memory.shape.vocabulary], memory, tensors
+    )
+    rows["position"] += 1  # where the drawn tokens will stand
+    seen = torch.as_tensor(memory.seen)
+    penalized = np.flatnonzero(rows["penalty"] != 1)
+    scored = penalize(logits, seen[: len(rows)].bool(), tensors.penalty) if len(penalized) else logits
+    positions = torch.from_numpy(rows["position"]).to(logits.device)
+    chosen = sample(scored, positions, tensors, int(rows["top_k"].max()), any_top_p=bool((rows["top_p"] < 1).any()))
+    token_ids = chosen.cpu().numpy()
+    rows["token_id"] = token_ids
+    seen[torch.from_numpy(penalized), torch.from_numpy(token_ids[penalized])] = 1
+    logprobs = [0.0] * len(rows)
+    if rows["wants_logprob"].any():
+        wanted = np.where(rows["wants_logprob"] > 0, chosen_logprobs(logits, chosen).cpu().numpy(), 0.0)
+        logprobs = wanted.tolist()
+    return token_ids.tolist(), logprobs
 
-    def first(self, num_rows: int) -> RowSampling:
-        columns = (self.keys, self.temperature, self.top_k, self.top_p, self.penalty, self.noise)
-        return RowSampling(*(column[:num_rows] for column in columns))
+
+def allowed_logits(logits: Tensor, memory: Memory, rows: RowTensors) -> Tensor:
+    """logits [R, V] with -inf for what a row may not draw."""
+    logits = logits + torch.as_tensor(memory.bias)
+    if memory.end_id >= 0:
+        logits[:, memory.end_id].masked_fill_(rows.ignores_end, NOT_A_TOKEN)
+    return logits
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
@@ -65,17 +84,18 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / by_row, logits * by_row), logits)
 
 
-def sample(logits: Tensor, positions: Tensor, rows: RowSampling) -> Tensor:
-    """Token ids [R] drawn from logits [R, V] (float32) for the tokens that will stand at positions [R]."""
-    max_k = int(rows.top_k.max())
+def sample(logits: Tensor, positions: Tensor, rows: RowTensors, max_k: int, *, any_top_p: bool = True) -> Tensor:
+    """Token ids [R] drawn from logits [R, V] (float32) to stand at positions [R]; no row's top_k is over `max_k`."""
     values, token_ids = torch.topk(logits / rows.temperature[:, None], max_k)  # [R, K], falling
-    rank = torch.arange(max_k)
+    rank = torch.arange(max_k, device=logits.device)
     values = values.masked_fill(rank >= rows.top_k[:, None], NOT_A_TOKEN)
-    if bool((rows.top_p < 1).any()):
+    if any_top_p:
         probabilities = values.softmax(dim=1)
         before = probabilities.cumsum(dim=1) - probabilities
-        values = values.masked_fill((before >= rows.top_p[:, None]) & (rank > 0), NOT_A_TOKEN)
-    scores = values.to(torch.float64) + gumbel(rows.keys, positions, token_ids) * rows.noise[:, None]
+        is_beyond = (before >= rows.top_p[:, None]) & (rows.top_p < 1)[:, None] & (rank > 0)
+        values = values.masked_fill(is_beyond, NOT_A_TOKEN)
+    noise = gumbel(rows.keys, positions, token_ids).masked_fill(rows.is_greedy[:, None], 0.0)
+    scores = values.to(torch.float64) + noise
     return token_ids.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
 
 

@@ -202,13 +202,16 @@ def check_key(settings: ServeSettings) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and request.path not in OPEN_PATHS and not is_preflight(request) and not _key_fits(request, digests):
-            raise HttpFault(
-                401,
-                "invalid_api_key",
-                "send a valid key as Authorization: Bearer or X-Api-Key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        if digests and request.path not in OPEN_PATHS and not is_preflight(request):
+            caller = _caller(request, digests)
+            if caller is None:
+                raise HttpFault(
+                    401,
+                    "invalid_api_key",
+                    "send a valid key as Authorization: Bearer or X-Api-Key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            request["caller"] = caller
         return await handler(request)
 
     return middleware
@@ -231,9 +234,11 @@ def read_keys(settings: ServeSettings) -> list[str]:
     return keys
 
 
-def _key_fits(request: web.Request, digests: list[bytes]) -> bool:
+def _caller(request: web.Request, digests: list[bytes]) -> str | None:
+    """A name for the key that was sent, which does not tell the key; None if none fits."""
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     given = [token.strip() if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")]
     sent = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in given]
     # No short cut: every key is compared, in constant time.
-    return sum(hmac.compare_digest(digest, known) for digest in sent for known in digests) > 0
+    fitting = [known for digest in sent for known in digests if hmac.compare_digest(digest, known)]
+    return hashlib.sha256(fitting[0]).hexdigest()[:16] if fitting else None

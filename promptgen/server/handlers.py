@@ -12,6 +12,7 @@ from aiohttp import web
 import promptgen
 from promptgen.config import ServeSettings
 from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.request import Sampling
 from promptgen.server import schema
 from promptgen.server.body import read_json_object
 from promptgen.server.guards import wants_ascii
@@ -41,7 +42,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     started = time.perf_counter()
     if body.is_blank and not body.stream:
         return json_response(request, {"result": [], "time": 0})
-    asked = body.to_request()
+    asked = body.to_request(engine.info.sampling if engine.info else Sampling(), request.get("caller", ""))
     if body.stream:
         return await stream_answer(request, engine, body, asked, settings.request_timeout_s)
     answer = await engine.answer(asked, first_token_timeout_s=settings.request_timeout_s)
@@ -79,6 +80,7 @@ async def version_of(request: web.Request) -> web.Response:
             "layers": info.layers,
             "width": info.width,
             "heads": info.heads,
+            "step": request.app[ENGINE].stats.steps,
         }
     )
     return json_response(

@@ -11,6 +11,7 @@ from promptgen.generation.request import Answer, Candidate, Sampling, TextReques
 from promptgen.server.faults import HttpFault
 
 MAX_SAMPLES = 64
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")  # a model may have defaults of its own
 _StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -45,12 +46,16 @@ class GenerateBody(BaseModel):
     def is_blank(self) -> bool:
         return not self.context.strip()
 
-    def to_request(self) -> TextRequest:
-        """What the engine is asked. Without a seed a random one is chosen, small enough for JavaScript's numbers."""
+    def to_request(self, defaults: Sampling, caller: str = "") -> TextRequest:
+        """What the engine is asked; `defaults` are the model's. Without a seed a random one is chosen, small enough for JavaScript's numbers.
+
+        What was computed for a prompt is reused among requests of one `caller` only.
+        """
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         seed = secrets.randbits(53) if self.seed is None else self.seed
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty, seed)
-        return TextRequest(self.context, self.samples or 1, self.maxlength, sampling, stops, self.details)
+        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if name in self.model_fields_set}
+        sampling = defaults.with_(seed=seed, **given)
+        return TextRequest(self.context, self.samples or 1, self.maxlength, sampling, stops, self.details, salt=caller)
 
 
 def parse_generate(body: dict[str, Any], vocabulary_size: int | None) -> GenerateBody:

@@ -56,7 +56,7 @@ def choose(
     window = next((w for w in _WINDOWS if 2 * long <= w), _WINDOWS[-1])
     row_length = min(_WINDOWS[0] if long <= _WINDOWS[0] else window, max_row_length or window)
     epochs = next((passes for limit, passes in _PASSES if num_tokens <= limit), _PASSES_OVER_MANY)
-    rows = min(48, max(4, num_tokens // row_length // 20))
+    rows = min(TrainConfig().rows_per_step, max(4, num_tokens // row_length // 20))
     has_few = num_tokens <= _FEW_TOKENS
     chosen = replace(
         config or TrainConfig(),
@@ -81,7 +81,7 @@ def choose(
         Choice(
             "rows a step",
             rows,
-            f"rows of {row_length} tokens; as many that an epoch has some twenty steps, from 4 to 48",
+            f"rows of {row_length} tokens; as many that an epoch has some twenty steps, from 4 to {TrainConfig().rows_per_step}",
         ),
         Choice("epochs", epochs, "at most; three validations without a better loss end the run earlier"),
         Choice("dropout", chosen.dropout, "few tokens are seen often" if has_few else "enough tokens to do without"),

@@ -311,7 +311,8 @@ def _show(source: Field, num_lines: int, seed: int) -> int:
 def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, object]]:
     """Writes the whole corpus and returns its meta.json: counts by field, kind and part, and the largest pattern share.
 
-    `root/corpus.toml` says how many lines each field gives: `[prompts]` and `[dialogues]`, a number by field, `default` for the rest.
+    `root/corpus.toml` says how many lines each field gives, `[prompts]` and `[dialogues]`, and optionally how many of its entities are
+    used, `[entities]`, from the top of its tables: a number by field, `default` for the rest.
     """
     try:
         targets = tomllib.loads((root / "corpus.toml").read_text(encoding="utf-8"))
@@ -320,7 +321,11 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
             root / "corpus.toml", f"cannot be read, it says how many lines each field gives: {fault}"
         ) from fault
     out.mkdir(parents=True, exist_ok=True)
-    fields = load_fields(root)
+    most = targets.get("entities", {})
+    fields = [
+        dataclasses.replace(source, entities=source.entities[: most.get(source.name, most.get("default"))])
+        for source in load_fields(root)
+    ]
     by_field: dict[str, dict[str, int]] = {source.name: {} for source in fields}
     totals: dict[str, object] = {
         "entities": sum(len(f.entities) for f in fields),

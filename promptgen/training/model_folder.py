@@ -20,6 +20,8 @@ from promptgen.training.forward import check_architecture
 from promptgen.training.shape import TrainConfig
 
 WEIGHTS_FILE = "model.safetensors"
+# A small model's own probabilities are best at the top: what it gives the tail is mostly noise. Read by `promptgen serve` and by transformers.
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.95}
 
 
 def make_model(config: TrainConfig, data: Path) -> GPT2LMHeadModel:
@@ -109,7 +111,7 @@ def check_config(config: TrainConfig, model: GPT2LMHeadModel, source: Path) -> N
 
 
 def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
-    """Writes config.json, the vocabulary's files and last, in one move, model.safetensors (float16, the tied head left out)."""
+    """Writes config.json, generation_config.json unless there is one, the vocabulary's files and last, in one move, model.safetensors (float16, the tied head left out)."""
     weights = {name: tensor.to(torch.float16) for name, tensor in weights_of(model).items()}
     if not all(torch.isfinite(w).all() for w in weights.values()):
         raise NumericalFailure("a weight is not finite in float16; nothing was saved; try a lower --learning-rate")
@@ -118,6 +120,9 @@ def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         put(out / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        if not (out / "generation_config.json").exists():  # a person may have written another
+            ids = {f"{name}_token_id": getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+            put(out / "generation_config.json", (json.dumps(SAMPLING | ids, indent=2) + "\n").encode())
         for file in vocabulary_files(data):
             put(out / file.name, file.read_bytes())
         save_file(weights, partial, metadata={"format": "pt"})

@@ -1,7 +1,8 @@
 """How weights move: Muon for the matrices inside the blocks, AdamW for embeddings and vectors, one schedule for both.
 
 Muon (Jordan et al. 2024, torch.optim.Muon) orthogonalizes the momentum of a matrix. After a million tokens of the
-shipped corpus the held-out loss was 3.47 with it and 4.63 with AdamW alone (bench/LOG.md); `optimizer = "adamw"` leaves it out.
+shipped corpus the held-out loss was 3.47 with it and 4.63 with AdamW alone (bench/LOG.md); `optimizer = "adamw"` leaves it out. Its
+rate is on AdamW's scale, so `matrix_rate` is that of the matrices with either; embeddings bear, and want, a higher one.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Optimizers:
             self._all.append(muon)
             matrices = []
         groups = [
-            {"params": [*matrices, *embeddings], "weight_decay": config.weight_decay},
+            {"params": embeddings, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
+        if matrices:
+            groups.append({"params": matrices, "weight_decay": config.weight_decay, "lr": config.matrix_rate})
         self._all.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True))
         self._peaks = [group["lr"] for one in self._all for group in one.param_groups]
 

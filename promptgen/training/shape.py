@@ -17,8 +17,8 @@ MEANINGS = {
     "rows_per_step": "rows in an optimizer step, over all processes",
     "rows_at_once": "rows computed at a time; fewer take less memory",
     "optimizer": "muon (matrices; AdamW for the rest) or adamw",
-    "learning_rate": "AdamW's peak rate",
-    "matrix_rate": "Muon's peak rate",
+    "learning_rate": "peak rate of embeddings, norms and biases (AdamW)",
+    "matrix_rate": "peak rate of the matrices of the blocks (Muon or AdamW)",
     "schedule": "linear or cosine, after the warm-up",
     "warmup_share": "share of the run in which the rates rise",
     "final_learning_rate_share": "share of the peak rates at the end",
@@ -47,13 +47,13 @@ class TrainConfig:
     heads: int = 4
     window: int = 256
     dropout: float = 0.0
-    epochs: float = 2.3
+    epochs: float = 3.1
     steps: int = 0
     row_length: int = 128
-    rows_per_step: int = 48
+    rows_per_step: int = 24
     rows_at_once: int = 24
     optimizer: str = "muon"
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-3
     matrix_rate: float = 4e-3
     schedule: str = "linear"
     warmup_share: float = 0.03
@@ -61,7 +61,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     shifted_share: float = 0.1
-    validations: int = 8  # over the whole run
+    validations: int = 4  # over the whole run
     patience: int = 0
     seed: int = 0
 

@@ -172,9 +172,10 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def launch(log_path: Path, *arguments: str, **extra: str) -> Server:
-    """Starts the service and does not wait for it. One torch thread keeps the tests quick beside other work."""
+    """Starts the service and does not wait for it. One thread keeps the tests quick beside other work; in float32 a seeded answer stays the
+    same when the compiled step takes over."""
     port = free_port()
-    command = [sys.executable, "web.py", "--port", str(port), "--threads", "1", *arguments]
+    command = [sys.executable, "web.py", "--port", str(port), "--threads", "1", "--precision", "float32", *arguments]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(**extra), stdout=log, stderr=log)
     return Server(port, process, log_path)

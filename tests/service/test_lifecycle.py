@@ -52,6 +52,7 @@ def test_version_names_the_package_and_the_model(server: Server) -> None:
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
     assert set(version) == {"version", "model", "packages"}
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", version["version"])
+    assert re.fullmatch(r"(compiled|torch), \w+, \d+ threads", version["model"].pop("step"))
     assert version["model"] == {
         "name": "final_model",
         "window": config["n_positions"],

@@ -19,8 +19,9 @@ from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFail
 from promptgen.generation.async_engine import AsyncEngine, Delta
 from promptgen.generation.candidates import Finished, Piece
 from promptgen.generation.engine import Engine
-from promptgen.generation.gpt2 import Gpt2
+from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
+from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.request import Answer, Event, Sampling, TextRequest
 from promptgen.text.tokenizer import BertWordTokenizer
@@ -50,13 +51,14 @@ def loader(pause_s: float = 0.0) -> Callable[[EngineSettings], OpenModel]:
     def load(settings: EngineSettings) -> OpenModel:
         generator = torch.Generator().manual_seed(1)
         weights = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in SHAPE.tensors().items()}
-        engine = SlowEngine(
-            Gpt2(SHAPE, weights),
-            end_id=TOKENIZER.end_id,
-            banned_ids=TOKENIZER.banned_ids,
+        memory = Memory(
+            SHAPE,
             max_rows=settings.max_rows,
-            max_queue=settings.max_queue,
+            num_prompt_slots=settings.prompt_slots,
+            banned_ids=TOKENIZER.banned_ids,
+            end_id=TOKENIZER.end_id,
         )
+        engine = SlowEngine(memory, EagerGpt2(memory, weights), max_queue=settings.max_queue)
         engine.pause_s = pause_s
         return OpenModel(TOKENIZER, engine, ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2))
 
@@ -286,7 +288,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_works(monkeypatch: pytes
         async with running(pause_s=0.005) as engine:
             expected = (await engine.answer(FULL)).candidates
             with monkeypatch.context() as patch:
-                patch.setattr(Gpt2, "decode", lambda *_: torch.zeros(1)[9])
+                patch.setattr(EagerGpt2, "forward", lambda *_: torch.zeros(1)[9])
                 failed = await asyncio.gather(*(engine.answer(FULL) for _ in range(2)), return_exceptions=True)
             assert [type(fault) for fault in failed] == [EngineFailure] * 2
             assert engine.state == "ready"

@@ -15,7 +15,9 @@ import torch
 from promptgen.config import DEFAULT_MODEL
 from promptgen.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from promptgen.generation.engine import Engine
-from promptgen.generation.gpt2 import Gpt2
+from promptgen.generation.gpt2 import EagerGpt2
+from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import read_shape, read_weights
 from promptgen.generation.reference import fast_sample_sequence
 from promptgen.generation.request import (
     Event,
@@ -27,14 +29,15 @@ from promptgen.generation.request import (
     TokenEvent,
 )
 from promptgen.text.tokenizer import load_tokenizer
+from tests.conftest import StepsFactory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 END, BANNED = 1, (0, 2, 5)
 NEVER = -1
-SHAPES = [(1, 16, 2, 61, 24, 66), (2, 48, 3, 211, 64, 67), (3, 64, 8, 500, 80, 67)]
-SMALL = (2, 32, 4, 97, 32)
+SHAPES = [(1, 16, 1, 61, 24, 66), (2, 48, 3, 211, 64, 67), (3, 64, 2, 500, 80, 67)]
+SMALL = (2, 32, 2, 97, 32)
 GREEDY = Sampling(temperature=0)
 BEGINNINGS = [
     "高血压要注意",
@@ -116,10 +119,29 @@ def run_all(
     return collected
 
 
+IMPLEMENTATION: list[StepsFactory] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_implementations(make_steps: StepsFactory) -> Iterator[None]:
+    """Every test of this file runs over torch and over the compiled kernels."""
+    IMPLEMENTATION.append(make_steps)
+    yield
+    IMPLEMENTATION.pop()
+
+
 def new_engine(
-    folder: Path, *, end_id: int = END, banned_ids: Sequence[int] = BANNED, max_rows: int = 64, max_queue: int = 1000
+    folder: Path,
+    *,
+    end_id: int = END,
+    banned_ids: Sequence[int] = BANNED,
+    max_rows: int = 64,
+    num_prompt_slots: int = 8,
+    max_queue: int = 1000,
 ) -> Engine:
-    return Engine(Gpt2.load(folder), end_id=end_id, banned_ids=banned_ids, max_rows=max_rows, max_queue=max_queue)
+    shape = read_shape(folder)
+    memory = Memory(shape, max_rows=max_rows, num_prompt_slots=num_prompt_slots, banned_ids=banned_ids, end_id=end_id)
+    return Engine(memory, IMPLEMENTATION[-1](memory, read_weights(folder, shape)), max_queue=max_queue)
 
 
 @cache
@@ -355,7 +377,6 @@ def test_window_is_usable_to_its_last_position_and_no_further(small: Path, num_p
         GenerationRequest((), 1, 1),
         GenerationRequest((3,), 0, 1),
         GenerationRequest((3,), -1, 1),
-        GenerationRequest((3,), 65, 1),
         GenerationRequest((3,), 1, 0),
         GenerationRequest((3,), 1, -5),
         GenerationRequest((3,) * 32, 1, 1),
@@ -408,8 +429,8 @@ def test_failing_step_fails_its_requests_and_the_next_one_works(
 
 
 def test_failing_step_spares_the_requests_that_wait(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = new_engine(small, max_rows=4)
-    engine.add(0, GenerationRequest((5, 6), 4, 8, GREEDY))
+    engine = new_engine(small, max_rows=4, num_prompt_slots=1)
+    engine.add(0, GenerationRequest((5, 6), 6, 8, GREEDY))  # two samples have no row yet: the prompt keeps its slot
     engine.step()
     engine.add(1, GenerationRequest((7, 8), 2, 3, GREEDY))
     fail_once(engine, monkeypatch, after_run=False)
@@ -483,7 +504,7 @@ def test_stats_count_and_return_to_zero_rows(small: Path) -> None:
     run_all(engine, [GenerationRequest((5, 6, 7), 3, 4), GenerationRequest((5, 6), 2, 2)])
     stats = engine.stats
     assert (stats.num_rows, stats.num_waiting, stats.max_rows) == (0, 0, 4)
-    assert (stats.num_steps, stats.num_prompt_tokens, stats.num_generated_tokens) == (4 + 2, 5, 12 + 4)
+    assert (stats.num_steps, stats.num_prompt_tokens, stats.num_generated_tokens) == (4, 5, 12 + 4)
     assert engine.step() == []
     assert engine.stats == stats
 
@@ -500,3 +521,68 @@ def test_each_request_starts_once_before_its_tokens(small: Path) -> None:
     assert set(collected.reasons) == {
         (index, sample) for index, request in enumerate(requests) for sample in range(request.num_samples)
     }
+
+
+def test_more_samples_than_rows_all_come(small: Path) -> None:
+    collected = run_all(new_engine(small, max_rows=4), [GenerationRequest((5, 6, 7), 9, 6, Sampling(seed=3))])
+    wanted = run_all(new_engine(small, max_rows=9), [GenerationRequest((5, 6, 7), 9, 6, Sampling(seed=3))])
+    assert collected.token_ids == wanted.token_ids
+    assert len(collected.reasons) == 9
+
+
+def typed(rng: random.Random, vocabulary: int) -> Iterator[tuple[int, ...]]:
+    """Prompts as someone types them: a word more, some words less, another end, all anew."""
+    prompt: tuple[int, ...] = (7,)
+    while True:
+        yield prompt
+        if len(prompt) < 20 and rng.random() < 0.6:
+            prompt += tuple(rng.randrange(vocabulary) for _ in range(rng.randint(1, 3)))
+        else:
+            prompt = prompt[: rng.randint(1, len(prompt))]
+
+
+def test_what_is_reused_between_keystrokes_changes_no_answer(small: Path) -> None:
+    rng = random.Random(4)
+    prompts = typed(rng, SMALL[3])
+    asked = [
+        GenerationRequest(next(prompts), 2, 5, Sampling(seed=seed), want_logprobs=True, salt=rng.choice("aab"))
+        for seed in range(120)
+    ]
+    reusing = new_engine(small, num_prompt_slots=3)
+    for request in asked:
+        given = run_all(reusing, [request])
+        wanted = run_all(new_engine(small), [request])
+        assert given.token_ids == wanted.token_ids
+        assert all(given.logprobs[key] == pytest.approx(wanted.logprobs[key], abs=1e-4) for key in wanted.logprobs)
+    stats = reusing.stats
+    assert stats.num_reused_tokens > stats.num_prompt_tokens
+
+
+def test_offered_steps_take_over_between_two_steps_unnoticed(small: Path) -> None:
+    weights = read_weights(small, read_shape(small))
+    requests = random_neighbours(12, SMALL[3], 18, seed=6)
+    wanted = run_all(new_engine(small), requests).token_ids
+    engine = new_engine(small)
+    memory = engine._runner._memory
+
+    def take_over(num_steps: int) -> None:
+        if num_steps == 4:
+            engine.offer(EagerGpt2(memory, weights))
+        if num_steps == 8:
+            engine.offer(IMPLEMENTATION[-1](memory, weights))
+
+    assert run_all(engine, requests, per_step=2, after_step=take_over).token_ids == wanted
+
+
+def test_slots_and_queue_are_empty_after_a_thousand_requests_with_cancellations(small: Path) -> None:
+    engine, draw = new_engine(small, max_rows=16, num_prompt_slots=5), random.Random(8)
+    requests = random_neighbours(1000, SMALL[3], 18, seed=7)
+
+    def cancel_some(_: int) -> None:
+        for _ in range(3):
+            engine.cancel(draw.randrange(1000), draw.choice([None, None, 0, 1]))
+
+    run_all(engine, requests, per_step=5, after_step=cancel_some)
+    assert not engine.has_work
+    assert not any(prompt.num_users for prompt in engine._scheduler.prompts)
+    assert len(list(engine._scheduler.prompts)) == 5

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from promptgen.errors import FileFault
-from promptgen.generation.gpt2 import Gpt2
-from promptgen.generation.modelfile import read_shape, read_weights
+from promptgen.generation.modelfile import read_sampling, read_shape, read_weights
+from promptgen.generation.request import Sampling
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_REFUSAL_S = 5.0
@@ -49,10 +49,14 @@ class Mine:
         return os.mkdir, (str(self.trace),)
 
 
+def load(folder: Path) -> None:
+    read_weights(folder, read_shape(folder))
+
+
 def assert_refused(folder: Path, file: str, words: str = "") -> None:
     started = time.perf_counter()
     with pytest.raises(FileFault) as refusal:
-        Gpt2.load(folder)
+        load(folder)
     assert time.perf_counter() - started < MAX_REFUSAL_S
     message = str(refusal.value)
     assert message.startswith(str(folder / file))
@@ -211,7 +215,7 @@ def test_code_that_the_config_names_is_not_run(folder: Path, tmp_path: Path) -> 
     set_config(
         folder, auto_map={"AutoModelForCausalLM": "mine.Mine", "AutoConfig": "mine.Mine"}, trust_remote_code=True
     )
-    Gpt2.load(folder)
+    load(folder)
     assert not trace.exists()
 
 
@@ -292,7 +296,7 @@ def test_half_precision_weights_load_as_float32(folder: Path, dtype: torch.dtype
     for name, tensor in weights.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, tensors["transformer." + name].float())
-    Gpt2.load(folder)
+    load(folder)
 
 
 def test_names_without_prefix_load_too(folder: Path) -> None:
@@ -352,3 +356,34 @@ def test_any_spoiled_file_is_refused_or_still_means_a_model(
     else:
         assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shape.tensors()
         assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+def test_a_model_without_a_generation_config_is_drawn_from_as_the_contract_says(folder: Path) -> None:
+    assert read_sampling(folder) == Sampling(1.0, 30, 0.0, 1.0)
+
+
+def test_a_generation_config_gives_the_defaults_it_names(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(
+        '{"temperature": 0.7, "top_p": 0.9, "bos_token_id": 2, "top_k": null}'
+    )
+    assert read_sampling(folder) == Sampling(0.7, 30, 0.9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"temperature": "hot"}', "temperature"),
+        ('{"temperature": true}', "temperature"),
+        ('{"temperature": 3}', "temperature"),
+        ('{"temperature": NaN}', "temperature"),
+        ('{"top_k": 1.5}', "top_k"),
+        ('{"top_p": -0.1}', "top_p"),
+        ('{"repetition_penalty": 0.05}', "repetition_penalty"),
+    ],
+)
+def test_a_generation_config_that_makes_no_sense_is_refused(folder: Path, text: str, words: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(FileFault, match=rf"generation_config\.json.*{words}"):
+        read_sampling(folder)

@@ -1,0 +1,105 @@
+"""What outlives a step: the cache slots, the state of every row, the logits. Arrays, and no model.
+
+Every implementation of the model (generation/gpt2.py in torch, generation/native in C++) works on these same arrays, so one may take over
+from another between two steps and nobody notices. numpy's zeros come from calloc: a slot costs memory once it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.noise import sequence_key
+from promptgen.generation.request import GREEDY_BELOW, GenerationRequest
+
+NOT_A_TOKEN = float("-inf")
+LOGITS_MULTIPLE = 64  # a line of logits is padded to whole panels of native/kernels.cpp
+
+# One running candidate. Mirrored by `struct Row` in native/kernels.cpp.
+ROW = np.dtype(
+    [
+        ("token_id", np.int64),  # fed next
+        ("position", np.int64),  # where it stands
+        ("key", np.int64),  # of its noise
+        ("temperature", np.float32),  # never 0
+        ("top_p", np.float32),  # 1 when off
+        ("penalty", np.float32),  # 1 when off
+        ("top_k", np.int32),  # never 0: the vocabulary when off
+        ("is_greedy", np.uint8),
+        ("wants_logprob", np.uint8),
+        ("ignores_end", np.uint8),
+    ],
+    align=True,
+)
+
+
+class Memory:
+    """Slots 0..max_rows-1 belong to the rows, the slots after them to prompts.
+
+    keys, values   [layers, slots, heads, window, head_dim] float32
+    rows           [max_rows] of ROW
+    logits         [slots, vocabulary padded] float32: after a step, those of the last token of each slot
+    bias           [vocabulary] float32, -inf for what is never drawn
+    seen           [max_rows, vocabulary]: tokens of the sequence, kept up for rows with a penalty
+    """
+
+    def __init__(
+        self, shape: Gpt2Shape, *, max_rows: int, num_prompt_slots: int, banned_ids: Sequence[int], end_id: int
+    ) -> None:
+        slots = max_rows + num_prompt_slots
+        padded = -(-shape.vocabulary // LOGITS_MULTIPLE) * LOGITS_MULTIPLE
+        self.shape = shape
+        self.num_prompt_slots = num_prompt_slots
+        self.end_id = end_id
+        self.num_changes = 0  # of rows, by anything but a draw
+        cache = (shape.layers, slots, shape.heads, shape.window, shape.head_dim)
+        self.keys, self.values = self._zeros(cache, "cache"), self._zeros(cache, "cache")
+        self.rows = np.zeros(max_rows, ROW)
+        self.logits = self._zeros((slots, padded), "float32")
+        self.bias = self._zeros((shape.vocabulary,), "float32")
+        self.bias[list(banned_ids)] = NOT_A_TOKEN
+        self.seen = self._zeros((max_rows, shape.vocabulary), "uint8")
+
+    def _zeros(self, size: tuple[int, ...], kind: str) -> Any:
+        """An array that indexes as numpy's do; `kind` is cache, float32 or uint8. Other memories live elsewhere (generation/cuda.py)."""
+        return np.zeros(size, np.uint8 if kind == "uint8" else np.float32)
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """The first `length` positions of one slot over those of another."""
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+
+    def move_row(self, source: int, target: int) -> None:
+        self.copy_prefix(source, target, int(self.rows[source]["position"]) + 1)
+        if self.rows[source]["penalty"] != 1:
+            self.seen[target] = self.seen[source]
+        self.rows[target] = self.rows[source]
+        self.num_changes += 1
+
+    def start_rows(self, request: GenerationRequest, slot: int, first_row: int, samples: range) -> None:
+        """Rows first_row... become the `samples` of a request whose prompt stands in `slot`."""
+        length, sampling = len(request.prompt_ids), request.sampling
+        rows = slice(first_row, first_row + len(samples))
+        self.keys[:, rows, :, :length] = self.keys[:, slot, None, :, :length]
+        self.values[:, rows, :, :length] = self.values[:, slot, None, :, :length]
+        if sampling.repetition_penalty != 1:
+            self.seen[rows] = 0
+            self.seen[rows, list(request.prompt_ids)] = 1
+        greedy, size = sampling.temperature < GREEDY_BELOW, self.shape.vocabulary
+        self.rows[rows] = (
+            0,
+            length - 1,
+            0,
+            1.0 if greedy else sampling.temperature,
+            sampling.top_p if 0 < sampling.top_p < 1 else 1.0,
+            sampling.repetition_penalty,
+            1 if greedy else min(sampling.top_k or size, size),
+            greedy,
+            request.want_logprobs,
+            request.ignore_end,
+        )
+        self.rows["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
+        self.num_changes += 1

@@ -1,0 +1,826 @@
+// One forward pass of a GPT-2 and one draw for each row, on a CPU, for a few hundred rows at most.
+//
+// A *pass* is a list of M tokens, each with its position and the cache slot it belongs to: running candidates bring one token each, a
+// prompt being read brings several of one slot. All of them go through the layers together, without padding. Arithmetic of a token
+// does not depend on what else is in the pass: sums run over the same indices in the same order whatever M is, so the result
+// is the same to the last bit alone or in any company.
+//
+// Linear layers are packed into panels of 64 columns. Precisions: f32; bf16 (weights only, sums in f32); int8 (weights with a scale for each
+// column, activations quantized for each row as they come; needs AVX-512 VNNI). Threads divide columns, heads or rows between them and
+// meet at spinning barriers: a barrier costs a fraction of a microsecond, a pass of a small model some tens.
+//
+// Compiled by native/compiler.py for the machine at hand; called by native/model.py through a C interface. Source of the mathematics:
+// Radford et al. 2019 (pre-norm blocks), in the form of transformers' GPT2LMHeadModel.
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <new>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;         // floats in a vector
+constexpr int kVectors = 4;        // vectors in a panel
+constexpr int kPanel = kLanes * kVectors;
+#if defined(__AVX512F__)
+constexpr int kRows = 6;           // rows computed together: 6 x 4 sums and 4 weights fit the 32 registers
+#else
+constexpr int kRows = 1;
+#endif
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint16_t HalfVec __attribute__((vector_size(32)));
+typedef uint8_t ByteVec __attribute__((vector_size(16)));
+
+Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+Vec broadcast(float x) { return x - Vec{}; }
+
+// By halves: the same tree on every machine.
+float sum(Vec v) {
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  Half h[2];
+  std::memcpy(h, &v, sizeof v);
+  h[0] += h[1];
+  Quarter q[2];
+  std::memcpy(q, h, sizeof q);
+  q[0] += q[1];
+  return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+float largest(Vec v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = std::max(best, v[i]);
+  return best;
+}
+
+// e^x to about 1e-7 relative, after Cephes' expf: x = n ln 2 + r, a polynomial in r, n into the exponent.
+Vec exponential(Vec x) {
+  const Vec low = broadcast(-87.33f), high = broadcast(88.37f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  Vec scaled = x * 1.44269504088896341f;
+  IntVec n = __builtin_convertvector(scaled + (scaled < 0.0f ? broadcast(-0.5f) : broadcast(0.5f)), IntVec);
+  Vec whole = __builtin_convertvector(n, Vec);
+  Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Vec p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  IntVec power = (n + 127) << 23;
+  Vec two_to_n;
+  std::memcpy(&two_to_n, &power, sizeof two_to_n);
+  return p * two_to_n;
+}
+
+// x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3): GPT-2's approximate GELU.
+Vec gelu(Vec x) {
+  Vec u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + exponential(-2.0f * u));
+}
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+// A team that runs one function at a time on all its threads; the caller is thread 0. Between jobs the others spin for a moment (the next
+// step usually comes at once), then sleep.
+class Team {
+ public:
+  // Throws std::system_error if the system gives no more threads.
+  explicit Team(int size) : size_(size) {
+    try {
+      for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
+    } catch (...) {
+      end();
+      throw;
+    }
+  }
+  ~Team() { end(); }
+
+  template <class Job>
+  void run(Job& job) {
+    job_ = [](void* context, int index) { (*static_cast<Job*>(context))(index); };
+    context_ = &job;
+    epoch_.fetch_add(1, std::memory_order_seq_cst);  // before the look at sleepers_, as a sleeper looks the other way round
+    if (sleepers_.load(std::memory_order_seq_cst)) epoch_.notify_all();
+    job(0);
+    barrier();
+  }
+
+  void barrier() {
+    if (size_ == 1) return;
+    const uint32_t phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+      if (spins < kBarrierSpins) pause();
+      else sched_yield();  // a neighbour may have our partner's core
+    }
+  }
+
+  int size() const { return size_; }
+
+ private:
+  void end() {
+    ending_ = true;
+    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    epoch_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  static constexpr int kBarrierSpins = 20000, kIdleSpins = 10000;
+
+  void serve(int index) {
+    uint32_t done = 0;
+    while (true) {
+      for (int spins = 0; epoch_.load(std::memory_order_acquire) == done;) {
+        if (++spins < kIdleSpins) {
+          pause();
+          continue;
+        }
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        epoch_.wait(done, std::memory_order_seq_cst);
+        sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+      }
+      ++done;
+      if (ending_) return;
+      job_(context_, index);
+      barrier();
+    }
+  }
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  void (*job_)(void*, int) = nullptr;
+  void* context_ = nullptr;
+  bool ending_ = false;
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+struct Share {
+  int64_t begin, end;
+};
+Share share(int64_t count, int index, int size) { return {count * index / size, count * (index + 1) / size}; }
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T>
+Buffer<T> buffer(int64_t count) {
+  const size_t bytes = (count * sizeof(T) + 63) / 64 * 64 + 64;
+  void* p = std::aligned_alloc(64, bytes);
+  if (!p) throw std::bad_alloc();
+  std::memset(p, 0, bytes);
+  return Buffer<T>(static_cast<T*>(p));
+}
+
+// ---- linear layers --------------------------------------------------------------------------------------------------
+
+enum Precision { kFloat = 0, kBfloat = 1, kInt8 = 2 };
+
+uint16_t to_bfloat(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+}
+
+Vec from_bfloat(const uint16_t* p) {
+  HalfVec half;
+  std::memcpy(&half, p, sizeof half);
+  IntVec wide = __builtin_convertvector(half, IntVec) << 16;
+  Vec v;
+  std::memcpy(&v, &wide, sizeof v);
+  return v;
+}
+
+// Rows of activations: floats, and for int8 their quantized form with a scale for each row.
+struct Activations {
+  int64_t width = 0, capacity = 0;
+  Buffer<float> floats;
+  Buffer<uint8_t> bytes;  // quantized value + 128
+  Buffer<float> scales;
+
+  void reserve(int64_t rows, int64_t new_width) {
+    if (rows <= capacity && new_width <= width) return;
+    capacity = rows, width = new_width;
+    floats = buffer<float>(rows * width);
+    bytes = buffer<uint8_t>(rows * width);
+    scales = buffer<float>(rows);
+  }
+  float* row(int64_t r) { return floats.get() + r * width; }
+  const float* row(int64_t r) const { return floats.get() + r * width; }
+
+  void quantize(int64_t r) {
+    const float* x = row(r);
+    Vec most{};
+    for (int64_t k = 0; k < width; k += kLanes) {
+      Vec v = load(x + k);
+      v = v < 0.0f ? -v : v;
+      most = v > most ? v : most;
+    }
+    const float peak = largest(most);
+    scales[r] = peak / 127.0f;
+    const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+    uint8_t* out = bytes.get() + r * width;
+    for (int64_t k = 0; k < width; k += kLanes) {
+      IntVec q = __builtin_convertvector(load(x + k) * inverse + 128.5f, IntVec);
+      ByteVec b = __builtin_convertvector(q, ByteVec);
+      std::memcpy(out + k, &b, sizeof b);
+    }
+  }
+};
+
+// y = x W + b. W comes as [in, out] (GPT-2's Conv1D) or, for the head, as [out, in].
+class Linear {
+ public:
+  void pack(Precision precision, const float* weight, const float* bias, int64_t in, int64_t out, bool is_transposed, Team& team) {
+    precision_ = precision, in_ = in, panels_ = (out + kPanel - 1) / kPanel;
+    bias_ = buffer<float>(panels_ * kPanel);
+    if (bias) std::memcpy(bias_.get(), bias, out * sizeof(float));
+    const int64_t size = panels_ * kPanel * in;
+    if (precision == kFloat) floats_ = buffer<float>(size);
+    if (precision == kBfloat) halves_ = buffer<uint16_t>(size);
+    if (precision == kInt8) {
+      bytes_ = buffer<int8_t>(size);
+      scales_ = buffer<float>(panels_ * kPanel);
+      offsets_ = buffer<int32_t>(panels_ * kPanel);
+    }
+    auto job = [&](int index) {
+      const Share mine = share(panels_, index, team.size());
+      for (int64_t n = mine.begin * kPanel; n < std::min(mine.end * kPanel, out); ++n)
+        pack_column(n, is_transposed ? weight + n * in : weight + n, is_transposed ? 1 : out);
+    };
+    team.run(job);
+  }
+
+  // Calls take(row, column, 16 values) for every vector of the result; this thread's share of the columns.
+  template <class Take>
+  void apply(const Activations& x, int64_t num_rows, int index, int size, Take take) const {
+    const Share mine = share(panels_, index, size);
+    const int64_t num_groups = (num_rows + kRows - 1) / kRows;
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel)
+      for (int64_t group = 0; group < num_groups; ++group) {
+        const Share rows = share(num_rows, group, num_groups);  // of nearly equal size
+        with_rows<kRows>(rows.end - rows.begin, x, rows.begin, panel, take);
+      }
+  }
+
+ private:
+  void pack_column(int64_t n, const float* column, int64_t stride) {
+    const int64_t panel = n / kPanel, lane = n % kPanel;
+    if (precision_ == kFloat)
+      for (int64_t k = 0; k < in_; ++k) floats_[(panel * in_ + k) * kPanel + lane] = column[k * stride];
+    if (precision_ == kBfloat)
+      for (int64_t k = 0; k < in_; ++k) halves_[(panel * in_ + k) * kPanel + lane] = to_bfloat(column[k * stride]);
+    if (precision_ == kInt8) {
+      float peak = 0;
+      for (int64_t k = 0; k < in_; ++k) peak = std::max(peak, std::fabs(column[k * stride]));
+      const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+      int32_t total = 0;
+      for (int64_t k = 0; k < in_; ++k) {  // four consecutive k of a column lie together, as VNNI multiplies them
+        const auto q = static_cast<int8_t>(std::lrintf(column[k * stride] * inverse));
+        bytes_[((panel * (in_ / 4) + k / 4) * kPanel + lane) * 4 + k % 4] = q;
+        total += q;
+      }
+      scales_[n] = peak / 127.0f;
+      offsets_[n] = -128 * total;  // activations are stored with 128 added
+    }
+  }
+
+  template <int R, class Take>
+  void with_rows(int64_t count, const Activations& x, int64_t first, int64_t panel, Take& take) const {
+    if constexpr (R > 1)
+      if (count < R) return with_rows<R - 1>(count, x, first, panel, take);
+    if (precision_ == kInt8) return multiply_bytes<R>(x, first, panel, take);
+    Vec sums[R][kVectors];
+    const float* bias = bias_.get() + panel * kPanel;
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) sums[r][j] = load(bias + j * kLanes);
+    const float* row = x.row(first);
+    if (precision_ == kFloat) {
+      const float* w = floats_.get() + panel * in_ * kPanel;
+      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
+    } else {
+      const uint16_t* w = halves_.get() + panel * in_ * kPanel;
+      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return from_bfloat(w + k * kPanel + j * kLanes); });
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums[r][j]);
+  }
+
+  template <int R, class Weight>
+  void accumulate(Vec (&sums)[R][kVectors], const float* row, int64_t stride, Weight weight) const {
+    Vec s[R][kVectors];
+    std::memcpy(s, sums, sizeof s);
+    for (int64_t k = 0; k < in_; ++k) {
+      Vec w[kVectors];
+      for (int j = 0; j < kVectors; ++j) w[j] = weight(k, j);
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < kVectors; ++j) s[r][j] += w[j] * row[r * stride + k];
+    }
+    std::memcpy(sums, s, sizeof s);
+  }
+
+  template <int R, class Take>
+  void multiply_bytes(const Activations& x, int64_t first, int64_t panel, Take& take) const {
+#if defined(__AVX512VNNI__)
+    const int8_t* w = bytes_.get() + panel * in_ * kPanel;
+    const uint8_t* rows = x.bytes.get() + first * x.width;
+    __m512i sums[R][kVectors];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_load_si512(offsets_.get() + panel * kPanel + j * kLanes);
+    for (int64_t k = 0; k < in_; k += 4, w += 4 * kPanel) {
+      __m512i column[kVectors];
+      for (int j = 0; j < kVectors; ++j) column[j] = _mm512_load_si512(w + 64 * j);
+      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 64), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 128), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 192), _MM_HINT_T0);
+      for (int r = 0; r < R; ++r) {
+        int32_t four;
+        std::memcpy(&four, rows + r * x.width + k, 4);
+        const __m512i activation = _mm512_set1_epi32(four);
+        for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_dpbusd_epi32(sums[r][j], activation, column[j]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) {
+        const int64_t n = panel * kPanel + j * kLanes;
+        const Vec exact = __builtin_convertvector((IntVec)sums[r][j], Vec);
+        take(first + r, n, exact * (load(scales_.get() + n) * x.scales[first + r]) + load(bias_.get() + n));
+      }
+#endif
+  }
+
+  static constexpr int kPrefetch = 2048;  // bytes ahead
+  Precision precision_ = kFloat;
+  int64_t in_ = 0, panels_ = 0;
+  Buffer<float> bias_, floats_, scales_;
+  Buffer<uint16_t> halves_;
+  Buffer<int8_t> bytes_;
+  Buffer<int32_t> offsets_;
+};
+
+}  // namespace
+
+// ---- what Python sees ------------------------------------------------------------------------------------------------
+
+extern "C" {
+
+struct Shape {
+  int32_t vocabulary, window, width, layers, heads, inner;
+  float epsilon;
+};
+
+// The slots of all sequences: keys and values are [layers, slots, heads, window, head_dim].
+struct Cache {
+  float *keys, *values;
+  int64_t slots;
+};
+
+// One running candidate; mirrored by ROW in generation/memory.py.
+struct Row {
+  int64_t token_id;   // fed next
+  int64_t position;   // where it stands
+  uint64_t key;       // of its noise
+  float temperature;  // never 0
+  float top_p;        // 1 when off
+  float penalty;      // 1 when off
+  int32_t top_k;      // never 0: the vocabulary when off
+  uint8_t is_greedy, wants_logprob, ignores_end;
+};
+
+// What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
+// indices of prompt tokens whose logits are wanted. Logits of a token go to its slot's line of `logits`.
+struct Pass {
+  int64_t num_rows, num_read, num_last;
+  const Row* rows;
+  const int32_t *token_ids, *positions, *slots, *last;
+  float* logits;
+  int64_t logits_stride;
+};
+
+// Draws a token for rows 0..num_rows-1: the first `num_continuing` from the logits of their own slot, the others, which begin, from those
+// of the slot of their prompt.
+struct Draw {
+  int64_t num_rows, num_continuing;
+  Row* rows;
+  const int32_t* prompt_slots;  // [num_rows - num_continuing]
+  const float* logits;
+  int64_t logits_stride;
+  const float* bias;  // [vocabulary], -inf for what is never drawn
+  uint8_t* seen;      // [rows, vocabulary], kept up for rows with a penalty
+  int64_t end_id;
+  int32_t* token_ids;
+  float* logprobs;
+};
+
+}  // extern "C"
+
+namespace {
+
+struct Norm {
+  Buffer<float> weight, bias;
+  void set(const float* w, const float* b, int64_t width) {
+    weight = buffer<float>(width), bias = buffer<float>(width);
+    std::memcpy(weight.get(), w, width * sizeof(float));
+    std::memcpy(bias.get(), b, width * sizeof(float));
+  }
+  void apply(const float* x, float* y, int64_t width, float epsilon) const {
+    Vec total{};
+    for (int64_t k = 0; k < width; k += kLanes) total += load(x + k);
+    const float mean = sum(total) / width;
+    Vec squares{};
+    for (int64_t k = 0; k < width; k += kLanes) {
+      const Vec d = load(x + k) - mean;
+      squares += d * d;
+    }
+    const float scale = 1.0f / std::sqrt(sum(squares) / width + epsilon);
+    for (int64_t k = 0; k < width; k += kLanes)
+      store(y + k, (load(x + k) - mean) * scale * load(weight.get() + k) + load(bias.get() + k));
+  }
+};
+
+struct Block {
+  Norm norm_1, norm_2;
+  Linear mix, project, up, down;  // `mix` gives queries, keys and values
+};
+
+// ---- drawing --------------------------------------------------------------------------------------------------------
+
+// SplitMix64's finalizer; generation/noise.py has the same function.
+uint64_t mixed(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
+
+double gumbel(uint64_t at_position, int32_t token_id) {
+  const uint64_t bits = mixed(at_position + (token_id + 1) * kGolden) >> 11;
+  const double uniform = std::min((static_cast<double>(bits) + 0.5) * 0x1p-53, 1 - 0x1p-53);
+  return -std::log(-std::log(uniform));
+}
+
+struct Scored {
+  float value;
+  int32_t token_id;
+  bool operator<(const Scored& other) const {  // "comes first": the higher value, then the lower id
+    return value != other.value ? value > other.value : token_id < other.token_id;
+  }
+};
+
+// The k best of values[0..count), best first. A heap of k keeps the worst on top; whole vectors below it are passed over.
+void select(const float* values, int32_t count, int32_t k, std::vector<Scored>& best) {
+  best.clear();
+  if (k >= count) {
+    for (int32_t i = 0; i < count; ++i) best.push_back({values[i], i});
+    std::sort(best.begin(), best.end());
+    return;
+  }
+  for (int32_t i = 0; i < k; ++i) best.push_back({values[i], i});
+  std::make_heap(best.begin(), best.end());
+  auto offer = [&](int32_t i) {
+    if (values[i] <= best.front().value) return;
+    std::pop_heap(best.begin(), best.end());
+    best.back() = {values[i], i};
+    std::push_heap(best.begin(), best.end());
+  };
+  int32_t i = k;
+#if defined(__AVX512F__)
+  for (; i + kLanes <= count; i += kLanes) {
+    unsigned above = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), _mm512_set1_ps(best.front().value), _CMP_GT_OQ);
+    for (; above; above &= above - 1) offer(i + __builtin_ctz(above));
+  }
+#endif
+  for (; i < count; ++i) offer(i);
+  std::sort_heap(best.begin(), best.end());
+}
+
+double log_sum_exp(const float* values, int32_t count) {
+  float peak = -std::numeric_limits<float>::infinity();
+  for (int32_t i = 0; i < count; ++i) peak = std::max(peak, values[i]);
+  double total = 0;
+  int32_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) total += sum(exponential(load(values + i) - peak));
+  for (; i < count; ++i) total += std::exp(values[i] - peak);
+  return peak + std::log(total);
+}
+
+struct DrawBuffers {
+  std::vector<float> values;
+  std::vector<Scored> best;
+};
+
+void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own) {
+  Row& row = draw.rows[r];
+  const int64_t slot = r < draw.num_continuing ? r : draw.prompt_slots[r - draw.num_continuing];
+  const float* logits = draw.logits + slot * draw.logits_stride;
+  uint8_t* seen = draw.seen + r * vocabulary;
+  float* values = own.values.data();
+  for (int32_t i = 0; i < vocabulary; ++i) values[i] = logits[i] + draw.bias[i];
+  if (row.ignores_end && draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
+  const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
+  if (row.penalty != 1.0f)
+    for (int32_t i = 0; i < vocabulary; ++i)
+      if (seen[i]) values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+  for (int32_t i = 0; i < vocabulary; ++i)  // what is no number has no place in an order
+    if (values[i] != values[i]) values[i] = -std::numeric_limits<float>::infinity();
+  select(values, vocabulary, row.top_k, own.best);
+  for (Scored& scored : own.best) scored.value /= row.temperature;
+  size_t kept = own.best.size();
+  if (row.top_p < 1.0f) {
+    double total = 0, before = 0;
+    for (const Scored& scored : own.best) total += std::exp(scored.value - own.best[0].value);
+    for (size_t i = 0; i < kept; ++i) {
+      if (i && before >= row.top_p) kept = i;
+      else before += std::exp(own.best[i].value - own.best[0].value) / total;
+    }
+  }
+  row.position += 1;
+  const uint64_t at_position = mixed(row.key + (row.position + 1) * kGolden);
+  size_t chosen = 0;
+  double best_score = -std::numeric_limits<double>::infinity();
+  for (size_t i = 0; i < kept && !row.is_greedy; ++i) {
+    const double score = own.best[i].value + gumbel(at_position, own.best[i].token_id);
+    if (score > best_score) best_score = score, chosen = i;
+  }
+  const int32_t token_id = own.best[chosen].token_id;
+  row.token_id = token_id;
+  draw.token_ids[r] = token_id;
+  if (row.penalty != 1.0f) seen[token_id] = 1;
+  draw.logprobs[r] =
+      row.wants_logprob ? static_cast<float>(logits[token_id] + draw.bias[token_id] - normalizer) : 0.0f;
+}
+
+}  // namespace
+
+// ---- the model --------------------------------------------------------------------------------------------------------
+
+class Model {
+ public:
+  Model(const Shape& shape, const float* const* tensors, Precision precision, int num_threads)
+      : shape_(shape), team_(num_threads), draw_buffers_(num_threads) {
+    const int64_t w = shape.width;
+    auto next = [&] { return *tensors++; };
+    tokens_ = next(), positions_ = next();
+    const float* weight = next();
+    norm_.set(weight, next(), w);
+    blocks_ = std::vector<Block>(shape.layers);
+    for (Block& block : blocks_) {
+      auto norm = [&](Norm& into) { weight = next(), into.set(weight, next(), w); };
+      auto linear = [&](Linear& into, int64_t in, int64_t out) {
+        weight = next(), into.pack(precision, weight, next(), in, out, false, team_);
+      };
+      norm(block.norm_1), linear(block.mix, w, 3 * w), linear(block.project, w, w);
+      norm(block.norm_2), linear(block.up, w, shape.inner), linear(block.down, shape.inner, w);
+    }
+    head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_);
+    is_quantized_ = precision == kInt8;
+    for (DrawBuffers& own : draw_buffers_) own.values.resize(shape.vocabulary);
+    scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
+  }
+
+  void forward(const Cache& cache, const Pass& pass) {
+    const int64_t m = pass.num_rows + pass.num_read;
+    tokens_of_pass_.resize(m);
+    for (int64_t r = 0; r < pass.num_rows; ++r) tokens_of_pass_[r] = {pass.rows[r].token_id, pass.rows[r].position, r};
+    for (int64_t i = 0; i < pass.num_read; ++i)
+      tokens_of_pass_[pass.num_rows + i] = {pass.token_ids[i], pass.positions[i], pass.slots[i]};
+    hidden_.reserve(m, shape_.width), x_.reserve(m, shape_.width);
+    mixed_.reserve(m, 3 * shape_.width), inner_.reserve(m, shape_.inner);
+    auto job = [&](int index) { run(cache, pass, index); };
+    team_.run(job);
+  }
+
+  void draw(const Draw& draw) {
+    auto job = [&](int index) {
+      const Share mine = share(draw.num_rows, index, team_.size());
+      for (int64_t r = mine.begin; r < mine.end; ++r) draw_row(draw, r, shape_.vocabulary, draw_buffers_[index]);
+    };
+    team_.run(job);
+  }
+
+ private:
+  void run(const Cache& cache, const Pass& pass, int index) {
+    const int64_t m = pass.num_rows + pass.num_read, w = shape_.width;
+    const Share mine = share(m, index, team_.size());
+    for (int64_t r = mine.begin; r < mine.end; ++r) {
+      const Token& at = tokens_of_pass_[r];
+      const float *token = tokens_ + at.token_id * w, *position = positions_ + at.position * w;
+      for (int64_t k = 0; k < w; k += kLanes) store(hidden_.row(r) + k, load(token + k) + load(position + k));
+    }
+    auto add = [&](int64_t r, int64_t n, Vec v) {
+      if (n < w) store(hidden_.row(r) + n, load(hidden_.row(r) + n) + v);
+    };
+    for (int64_t layer = 0; layer < shape_.layers; ++layer) {
+      const Block& block = blocks_[layer];
+      normalize(block.norm_1, mine);
+      team_.barrier();
+      block.mix.apply(x_, m, index, team_.size(), [&](int64_t r, int64_t n, Vec v) {
+        if (n < 3 * w) store(mixed_.row(r) + n, v);
+      });
+      team_.barrier();
+      remember(cache, layer, mine);
+      team_.barrier();  // tokens of one prompt look at each other
+      const Share heads = share(m * shape_.heads, index, team_.size());
+      for (int64_t item = heads.begin; item < heads.end; ++item)
+        attend(cache, layer, item / shape_.heads, item % shape_.heads, scores_[index].data());
+      team_.barrier();
+      quantize(x_, mine);
+      block.project.apply(x_, m, index, team_.size(), add);
+      team_.barrier();
+      normalize(block.norm_2, mine);
+      team_.barrier();
+      block.up.apply(x_, m, index, team_.size(), [&](int64_t r, int64_t n, Vec v) {
+        if (n < shape_.inner) store(inner_.row(r) + n, gelu(v));
+      });
+      team_.barrier();
+      quantize(inner_, mine);
+      block.down.apply(inner_, m, index, team_.size(), add);
+      team_.barrier();
+    }
+    const int64_t num_asked = pass.num_rows + pass.num_last;
+    auto token_asked = [&](int64_t i) { return i < pass.num_rows ? i : pass.num_rows + pass.last[i - pass.num_rows]; };
+    const Share asked = share(num_asked, index, team_.size());
+    for (int64_t i = asked.begin; i < asked.end; ++i) {
+      norm_.apply(hidden_.row(token_asked(i)), x_.row(i), w, shape_.epsilon);
+      if (is_quantized_) x_.quantize(i);
+    }
+    team_.barrier();
+    head_.apply(x_, num_asked, index, team_.size(), [&](int64_t i, int64_t n, Vec v) {
+      store(pass.logits + tokens_of_pass_[token_asked(i)].slot * pass.logits_stride + n, v);
+    });
+  }
+
+  void normalize(const Norm& norm, Share rows) {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      norm.apply(hidden_.row(r), x_.row(r), shape_.width, shape_.epsilon);
+      if (is_quantized_) x_.quantize(r);
+    }
+  }
+
+  void quantize(Activations& x, Share rows) {
+    if (!is_quantized_) return;
+    for (int64_t r = rows.begin; r < rows.end; ++r) x.quantize(r);
+    team_.barrier();
+  }
+
+  int64_t head_dim() const { return shape_.width / shape_.heads; }
+  int64_t place(const Cache& cache, int64_t layer, int64_t slot, int64_t head) const {
+    return ((layer * cache.slots + slot) * shape_.heads + head) * shape_.window * head_dim();
+  }
+
+  void remember(const Cache& cache, int64_t layer, Share rows) {
+    const int64_t w = shape_.width, d = head_dim();
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      for (int64_t head = 0; head < shape_.heads; ++head) {
+        const int64_t at = place(cache, layer, tokens_of_pass_[r].slot, head) + tokens_of_pass_[r].position * d;
+        std::memcpy(cache.keys + at, mixed_.row(r) + w + head * d, d * sizeof(float));
+        std::memcpy(cache.values + at, mixed_.row(r) + 2 * w + head * d, d * sizeof(float));
+      }
+  }
+
+  void attend(const Cache& cache, int64_t layer, int64_t r, int64_t head, float* scores) {
+    const int64_t at = place(cache, layer, tokens_of_pass_[r].slot, head), count = tokens_of_pass_[r].position + 1;
+    const float* query = mixed_.row(r) + head * head_dim();
+    float* out = x_.row(r) + head * head_dim();
+    switch (head_dim() / kLanes) {
+      case 2: return attend_head<2>(query, cache.keys + at, cache.values + at, count, scores, out);
+      case 4: return attend_head<4>(query, cache.keys + at, cache.values + at, count, scores, out);
+      case 8: return attend_head<8>(query, cache.keys + at, cache.values + at, count, scores, out);
+    }
+    for (int64_t d = 0; d < head_dim(); d += kLanes) store(out + d, Vec{});  // other widths: vector by vector
+    attend_any(query, cache.keys + at, cache.values + at, count, scores, out);
+  }
+
+  template <int N>
+  void attend_head(const float* query, const float* keys, const float* values, int64_t count, float* scores, float* out) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(N * kLanes));
+    Vec q[N], total[N] = {};
+    for (int i = 0; i < N; ++i) q[i] = load(query + i * kLanes) * scale;
+    for (int64_t j = 0; j < count; ++j) {
+      Vec product = q[0] * load(keys + j * N * kLanes);
+      for (int i = 1; i < N; ++i) product += q[i] * load(keys + j * N * kLanes + i * kLanes);
+      scores[j] = sum(product);
+    }
+    const float weight = softmax(scores, count);
+    for (int64_t j = 0; j < count; ++j)
+      for (int i = 0; i < N; ++i) total[i] += scores[j] * load(values + j * N * kLanes + i * kLanes);
+    for (int i = 0; i < N; ++i) store(out + i * kLanes, total[i] / weight);
+  }
+
+  void attend_any(const float* query, const float* keys, const float* values, int64_t count, float* scores, float* out) {
+    const int64_t d = head_dim();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+    for (int64_t j = 0; j < count; ++j) {
+      Vec product{};
+      for (int64_t i = 0; i < d; i += kLanes) product += load(query + i) * scale * load(keys + j * d + i);
+      scores[j] = sum(product);
+    }
+    const float weight = softmax(scores, count);
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = 0; i < d; i += kLanes) store(out + i, load(out + i) + scores[j] / weight * load(values + j * d + i));
+  }
+
+  // Replaces scores[0..count) by e^(score - highest) and returns their sum.
+  static float softmax(float* scores, int64_t count) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (int64_t j = count; j % kLanes; ++j) scores[j] = -infinity;  // up to whole vectors; the buffer is that long
+    Vec most = broadcast(-infinity), total{};
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const Vec v = load(scores + j);
+      most = v > most ? v : most;
+    }
+    const float peak = largest(most);
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const Vec v = load(scores + j);
+      const Vec e = v == -infinity ? Vec{} : exponential(v - peak);
+      store(scores + j, e);
+      total += e;
+    }
+    return sum(total);
+  }
+
+  struct Token {
+    int64_t token_id, position, slot;
+  };
+
+  const Shape shape_;
+  Team team_;
+  std::vector<Token> tokens_of_pass_;
+  const float *tokens_, *positions_;
+  Norm norm_;
+  std::vector<Block> blocks_;
+  Linear head_;
+  bool is_quantized_ = false;
+  Activations hidden_, x_, mixed_, inner_;
+  std::vector<std::vector<float>> scores_;
+  std::vector<DrawBuffers> draw_buffers_;
+};
+
+extern "C" {
+
+// Bits: 1 f32, 2 bf16, 4 int8.
+int32_t promptgen_precisions() {
+#if defined(__AVX512VNNI__)
+  return 7;
+#else
+  return 3;
+#endif
+}
+
+// `tensors` in the order of native/model.py; the first two (embeddings) must outlive the model, the others are copied. Null if memory or
+// threads run out.
+Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t precision, int32_t num_threads) {
+  try {
+    return new Model(*shape, tensors, static_cast<Precision>(precision), num_threads);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+void promptgen_forward(Model* model, const Cache* cache, const Pass* pass) { model->forward(*cache, *pass); }
+void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
+void promptgen_close(Model* model) { delete model; }
+
+}  // extern "C"

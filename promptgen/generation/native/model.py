@@ -1,0 +1,171 @@
+"""Calls the compiled kernels: Steps in C++. The call releases the GIL, so the event loop goes on meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.native.compiler import KernelsUnavailable
+from promptgen.generation.steps import Precision, PromptTokens
+
+_CODES: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
+_VECTOR = 16  # widths must be whole vectors
+
+
+class _Shape(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("vocabulary", "window", "width", "layers", "heads", "inner")),
+        ("epsilon", c_float),
+    ]
+
+
+class _Cache(Structure):
+    _fields_ = [("keys", c_void_p), ("values", c_void_p), ("slots", c_int64)]
+
+
+class _Pass(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("num_rows", "num_read", "num_last")),
+        *((name, c_void_p) for name in ("rows", "token_ids", "positions", "slots", "last", "logits")),
+        ("logits_stride", c_int64),
+    ]
+
+
+class _Draw(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("num_rows", "num_continuing")),
+        *((name, c_void_p) for name in ("rows", "prompt_slots", "logits")),
+        ("logits_stride", c_int64),
+        *((name, c_void_p) for name in ("bias", "seen")),
+        ("end_id", c_int64),
+        *((name, c_void_p) for name in ("token_ids", "logprobs")),
+    ]
+
+
+class Kernels:
+    """A loaded library. `precisions` are those that this machine computes fast."""
+
+    def __init__(self, library: Path) -> None:
+        """Raises KernelsUnavailable for a file that the system will not load."""
+        try:
+            self._library = ctypes.CDLL(_private_copy(library))
+        except OSError as fault:
+            raise KernelsUnavailable(f"{library} cannot be loaded: {fault}") from fault
+        self.open = self._library.promptgen_open
+        self.open.argtypes = [POINTER(_Shape), POINTER(c_void_p), c_int32, c_int32]
+        self.open.restype = c_void_p
+        self.forward = self._library.promptgen_forward
+        self.forward.argtypes = [c_void_p, c_void_p, c_void_p]
+        self.forward.restype = None
+        self.draw = self._library.promptgen_draw
+        self.draw.argtypes = [c_void_p, c_void_p]
+        self.draw.restype = None
+        self.close = self._library.promptgen_close
+        self.close.argtypes = [c_void_p]
+        self.close.restype = None
+        self._library.promptgen_precisions.restype = c_int32
+        bits = self._library.promptgen_precisions()
+        self.precisions = tuple(name for name, code in _CODES.items() if bits >> code & 1)
+
+    @staticmethod
+    def fits(shape: Gpt2Shape) -> bool:
+        """Whether the widths are whole vectors, as the kernels need."""
+        return not any(size % _VECTOR for size in (shape.width, shape.inner, shape.head_dim))
+
+
+def _private_copy(library: Path) -> str:
+    """A copy in memory, where the system has such files: a library that is overwritten while it is mapped would kill the process.
+
+    The descriptor stays open for the life of the process: the loader knows libraries by their names.
+    """
+    if not hasattr(os, "memfd_create"):
+        return str(library)
+    descriptor = os.memfd_create(library.name)
+    with open(descriptor, "wb", closefd=False) as copy:
+        copy.write(library.read_bytes())
+    return f"/proc/self/fd/{descriptor}"
+
+
+class NativeGpt2:
+    """Steps in C++ for one memory. The embeddings are used where they lie; all else is packed into the kernels' own layout."""
+
+    def __init__(
+        self, kernels: Kernels, memory: Memory, weights: Mapping[str, Tensor], precision: Precision, num_threads: int
+    ) -> None:
+        shape = memory.shape
+        assert precision in kernels.precisions
+        assert kernels.fits(shape)
+        self.precision: Precision = precision
+        self.description = f"compiled, {precision}, {num_threads} threads"
+        self._kernels = kernels
+        tensors = {name: weights[name].contiguous() for name in _order(shape)}
+        pointers = (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors.values()))
+        self._embeddings = tensors["wte.weight"], tensors["wpe.weight"]  # kept: the kernels read them in place
+        packed = _Shape(
+            shape.vocabulary, shape.window, shape.width, shape.layers, shape.heads, shape.inner, shape.epsilon
+        )
+        self._model = kernels.open(byref(packed), pointers, _CODES[precision], num_threads)
+        if not self._model:
+            raise KernelsUnavailable(
+                f"there is no memory for the packed weights, or there are no {num_threads} threads"
+            )
+        self._process = os.getpid()
+        self._memory = memory
+        self._cache = _Cache(memory.keys.ctypes.data, memory.values.ctypes.data, memory.keys.shape[1])
+        self._token_ids: NDArray[np.int32] = np.zeros(len(memory.rows), np.int32)
+        self._logprobs: NDArray[np.float32] = np.zeros(len(memory.rows), np.float32)
+        stride = memory.logits.shape[1]
+        rows, logits = memory.rows.ctypes.data, memory.logits.ctypes.data
+        self._pass = _Pass(rows=rows, logits=logits, logits_stride=stride)
+        self._draw = _Draw(
+            rows=rows,
+            logits=logits,
+            logits_stride=stride,
+            bias=memory.bias.ctypes.data,
+            seen=memory.seen.ctypes.data,
+            end_id=memory.end_id,
+            token_ids=self._token_ids.ctypes.data,
+            logprobs=self._logprobs.ctypes.data,
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self._kernels.close(self._model)
+
+    def forward(self, num_rows: int, prompts: PromptTokens) -> None:
+        assert os.getpid() == self._process, "the kernels' threads do not survive a fork; open the model in the child"
+        step = self._pass
+        step.num_rows, step.num_read, step.num_last = num_rows, len(prompts.token_ids), len(prompts.last)
+        if step.num_read:
+            step.token_ids, step.positions = prompts.token_ids.ctypes.data, prompts.positions.ctypes.data
+            step.slots, step.last = prompts.slots.ctypes.data, prompts.last.ctypes.data
+        self._kernels.forward(self._model, byref(self._cache), byref(step))
+
+    def draw(
+        self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
+    ) -> tuple[list[int], list[float]]:
+        draw = self._draw
+        draw.num_rows, draw.num_continuing = num_rows, num_continuing
+        draw.prompt_slots = prompt_slots.ctypes.data
+        self._kernels.draw(self._model, byref(draw))
+        return self._token_ids[:num_rows].tolist(), self._logprobs[:num_rows].tolist()
+
+
+def _order(shape: Gpt2Shape) -> list[str]:
+    """Names of the tensors as promptgen_open takes them."""
+    layer = [
+        f"{part}.{kind}"
+        for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        for kind in ("weight", "bias")
+    ]
+    outer = ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]
+    return outer + [f"h.{index}.{name}" for index in range(shape.layers) for name in layer]

@@ -1,0 +1,107 @@
+"""The prompts whose keys and values stand in the cache: being read, in use, or kept for the next request that begins alike.
+
+Plain Python, no torch. A prompt owns a slot. One that extends an earlier one is read from where they part: in the same slot if nobody else
+uses it, else in a slot of its own after the common part is copied. The least recently used gives up its slot. Prompts of
+different `salt` never meet, so that one caller cannot find out by timing what another one typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+MIN_SHARED = 2  # tokens; the begin token, which all prompts share, is not worth a copy
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A slot and what stands in it: the first `num_read` of `token_ids`. `has_logits` when those of the last token do too."""
+
+    slot: int
+    token_ids: tuple[int, ...] = ()
+    salt: str = ""
+    num_read: int = 0
+    has_logits: bool = False
+    num_users: int = 0
+    last_use: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a prompt will be read, and the copy to make before: `num_copied` tokens from another slot."""
+
+    prompt: Prompt
+    copy_from: int | None = None
+    num_copied: int = 0
+
+
+class PromptCache:
+    def __init__(self, slots: Sequence[int]) -> None:
+        self._prompts = [Prompt(slot) for slot in slots]
+        self._clock = count(1)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self._prompts)
+
+    def acquire(self, token_ids: tuple[int, ...], salt: str) -> Place | None:
+        """A place for a prompt, its user counted; None while every slot is in use.
+
+        It is to be read from `prompt.num_read` on, unless it has its logits already. The last token at least is read when they are missing.
+        """
+        shared, nearest = self._nearest(token_ids, salt)
+        if nearest is not None and shared == len(token_ids) == nearest.num_read and nearest.has_logits:
+            return Place(self._use(nearest))
+        if nearest is not None and shared == nearest.num_read and not nearest.num_users:
+            nearest.num_read = min(shared, len(token_ids) - 1)
+            return Place(self._use(nearest, token_ids))
+        free = min(
+            (p for p in self._prompts if not p.num_users and p is not nearest), key=lambda p: p.last_use, default=None
+        )
+        if free is None:
+            if nearest is None or nearest.num_users:
+                return None
+            free, nearest, shared = nearest, None, 0  # the only slot left is the one to copy from
+        shared = min(shared, len(token_ids) - 1)  # the last token is read for its logits
+        if nearest is None or shared < MIN_SHARED:
+            nearest, shared = None, 0
+        free.salt, free.num_read = salt, shared
+        return Place(self._use(free, token_ids), nearest.slot if nearest else None, shared)
+
+    def release(self, prompt: Prompt) -> None:
+        """One user less. What was read stays for others to find."""
+        assert prompt.num_users > 0
+        prompt.num_users -= 1
+        if not prompt.num_users and prompt.num_read < len(prompt.token_ids):  # given up half-way
+            prompt.token_ids = prompt.token_ids[: prompt.num_read]
+
+    def forget(self) -> None:
+        """Empties all slots: after a failed step nothing in them is trusted."""
+        self._prompts = [Prompt(prompt.slot) for prompt in self._prompts]
+
+    def _use(self, prompt: Prompt, token_ids: tuple[int, ...] | None = None) -> Prompt:
+        if token_ids is not None:
+            prompt.token_ids, prompt.has_logits = token_ids, False
+        prompt.num_users += 1
+        prompt.last_use = next(self._clock)
+        return prompt
+
+    def _nearest(self, token_ids: tuple[int, ...], salt: str) -> tuple[int, Prompt | None]:
+        """The prompt that shares the longest beginning, and how long it is. Among equals one that ends there, with logits."""
+        best: Prompt | None = None
+        best_rank = (0, False, False)
+        for prompt in self._prompts:
+            if prompt.salt != salt or not prompt.num_read or prompt.num_read < best_rank[0]:
+                continue
+            shared = _num_shared(prompt.token_ids[: prompt.num_read], token_ids)
+            rank = (shared, shared == prompt.num_read, prompt.has_logits)
+            if rank > best_rank:
+                best, best_rank = prompt, rank
+        return best_rank[0], best
+
+
+def _num_shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if a[index] != b[index])

@@ -1,0 +1,65 @@
+"""What a model does in a step, and the plain arrays it is asked with. Implemented in gpt2.py (torch), native/ (C++) and cuda.py (GPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+NO_TOKENS: NDArray[np.int32] = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Tokens of prompts to read in a pass, int32: several of a slot stand together, in order. `last` are the indices of those whose
+    logits are wanted."""
+
+    token_ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    last: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, stretches: Sequence[tuple[int, int, Sequence[int], bool]]) -> PromptTokens:
+        """From (slot, first position, token ids, whether the logits of the last one are wanted)."""
+        if not stretches:
+            return NOTHING_TO_READ
+        lengths = [len(token_ids) for _, _, token_ids, _ in stretches]
+        ends = np.cumsum(lengths)
+        return cls(
+            np.fromiter((t for _, _, token_ids, _ in stretches for t in token_ids), np.int32, int(ends[-1])),
+            np.concatenate([np.arange(start, start + len(ids), dtype=np.int32) for _, start, ids, _ in stretches]),
+            np.repeat([slot for slot, _, _, _ in stretches], lengths).astype(np.int32),
+            np.array(
+                [end - 1 for end, (_, _, _, is_last) in zip(ends, stretches, strict=True) if is_last], dtype=np.int32
+            ),
+        )
+
+
+NOTHING_TO_READ = PromptTokens(NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS)
+
+
+class Steps(Protocol):
+    """A model over a Memory. Not thread-safe: one engine thread owns it."""
+
+    precision: Precision
+    description: str  # for people: implementation, precision, threads
+
+    def forward(self, num_rows: int, prompts: PromptTokens) -> None:
+        """Feeds rows 0..num_rows-1 their next token, each at its position, and reads prompt tokens into their slots.
+
+        Keys and values go to the cache, logits to memory.logits[slot] of each row and of each prompt whose last token is here.
+        """
+
+    def draw(
+        self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
+    ) -> tuple[list[int], list[float]]:
+        """Draws a token for each row and makes it the one fed next: token ids and their log-probabilities (0.0 where not asked for).
+
+        The first `num_continuing` rows draw from their own logits, row num_continuing + i from those of prompt_slots[i].
+        """

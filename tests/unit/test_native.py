@@ -1,0 +1,387 @@
+"""The compiled kernels: the same numbers as torch, the same bits in any company, and no harm from a compiler that is missing or broken."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import random
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from promptgen.config import DEFAULT_MODEL, EngineSettings
+from promptgen.errors import UsageError
+from promptgen.generation.calibrate import Choice, choose, load_choice, save_choice
+from promptgen.generation.engine import Engine
+from promptgen.generation.gpt2 import EagerGpt2
+from promptgen.generation.loader import open_model
+from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import Gpt2Shape, read_shape, read_weights
+from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
+from promptgen.generation.native.model import Kernels, NativeGpt2
+from promptgen.generation.request import FinishEvent, GenerationRequest, Sampling
+from promptgen.generation.steps import NOTHING_TO_READ, Precision, PromptTokens, Steps
+from promptgen.generation.upgrade import Upgrade, usable_threads
+from tests.conftest import new_memory, random_weights
+
+SHAPES = {
+    "one vector": Gpt2Shape(vocabulary=61, window=40, width=16, layers=1, heads=1, inner=16, epsilon=1e-5),
+    "three heads of 48": Gpt2Shape(vocabulary=500, window=70, width=144, layers=2, heads=3, inner=80, epsilon=1e-5),
+    "heads of 32": Gpt2Shape(vocabulary=128, window=40, width=64, layers=3, heads=2, inner=256, epsilon=1e-6),
+    "heads of 64": Gpt2Shape(vocabulary=1009, window=40, width=128, layers=2, heads=2, inner=512, epsilon=1e-5),
+    "heads of 128": Gpt2Shape(vocabulary=300, window=40, width=256, layers=1, heads=2, inner=64, epsilon=1e-5),
+}
+PRECISIONS: list[Precision] = ["float32", "bfloat16", "int8"]
+ALLOWED = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.05}  # largest error over the largest logit
+
+
+def steps_of(kernels: Kernels, memory: Memory, precision: Precision, num_threads: int = 1) -> Steps:
+    if precision not in kernels.precisions:
+        pytest.skip(f"this machine does not compute {precision}")
+    return NativeGpt2(kernels, memory, random_weights(memory.shape, scale=0.1), precision, num_threads)
+
+
+def walk(steps: Steps, memory: Memory, num_rows: int = 5, num_steps: int = 8, seed: int = 1) -> NDArray[np.float32]:
+    """Logits [steps, rows, V] of rows that share a prompt and are then fed tokens of our choice."""
+    rng = np.random.default_rng(seed)
+    slot, size = len(memory.rows), memory.shape.vocabulary
+    prompt = tuple(rng.integers(0, size, 6).tolist())
+    steps.forward(0, PromptTokens.of([(slot, 0, prompt, True)]))
+    memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))
+    seen = [np.repeat(memory.logits[slot : slot + 1, :size], num_rows, axis=0)]
+    for _ in range(num_steps):
+        memory.rows["position"][:num_rows] += 1
+        memory.rows["token_id"][:num_rows] = rng.integers(0, size, num_rows)
+        steps.forward(num_rows, NOTHING_TO_READ)
+        seen.append(memory.logits[:num_rows, :size].copy())
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_are_those_of_torch(kernels: Kernels, name: str, precision: Precision) -> None:
+    memory, exact = new_memory(SHAPES[name]), new_memory(SHAPES[name])
+    given = walk(steps_of(kernels, memory, precision), memory)
+    wanted = walk(EagerGpt2(exact, random_weights(exact.shape, scale=0.1)), exact)
+    assert np.abs(given - wanted).max() <= ALLOWED[precision] * np.abs(wanted).max()
+
+
+def test_torch_in_int8_is_near_too() -> None:
+    memory, exact = new_memory(SHAPES["heads of 64"]), new_memory(SHAPES["heads of 64"])
+    given = walk(EagerGpt2(memory, random_weights(memory.shape, scale=0.1), "int8"), memory)
+    wanted = walk(EagerGpt2(exact, random_weights(exact.shape, scale=0.1)), exact)
+    assert 0 < np.abs(given - wanted).max() <= 0.1 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_row_has_the_same_bits_in_any_company_and_on_any_threads(
+    kernels: Kernels, precision: Precision, num_threads: int
+) -> None:
+    shape = SHAPES["three heads of 48"]
+    alone = new_memory(shape, max_rows=23)
+    wanted = walk(steps_of(kernels, alone, precision), alone, num_rows=1, seed=3)[:, 0]
+    for num_rows in (2, 5, 6, 7, 13, 23):
+        memory = new_memory(shape, max_rows=23)
+        steps = steps_of(kernels, memory, precision, num_threads)
+        rng = np.random.default_rng(3)
+        slot, size = 23, shape.vocabulary
+        prompt = tuple(rng.integers(0, size, 6).tolist())
+        company = [(slot + 1, 0, tuple(range(num_rows)), True)] if num_rows > 5 else []
+        steps.forward(0, PromptTokens.of([*company, (slot, 0, prompt, True)]))
+        memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))
+        own = num_rows // 2
+        seen = [memory.logits[slot, :size].copy()]
+        for _ in range(8):
+            memory.rows["position"][:num_rows] += 1
+            memory.rows["token_id"][:num_rows] = np.random.default_rng(num_rows).integers(0, size, num_rows)
+            memory.rows["token_id"][own] = rng.integers(0, size, 1)[0]
+            steps.forward(num_rows, PromptTokens.of([(slot + 2, 0, (1, 2, 3), False)]))
+            seen.append(memory.logits[own, :size].copy())
+        assert np.array_equal(np.stack(seen), wanted)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_prompt_has_the_same_bits_however_it_is_cut(kernels: Kernels, precision: Precision) -> None:
+    memory = new_memory(SHAPES["heads of 64"])
+    steps = steps_of(kernels, memory, precision, 2)
+    prompt, slot, draw = tuple(range(5, 38)), 8, random.Random(2)
+    steps.forward(0, PromptTokens.of([(slot, 0, prompt, True)]))
+    whole = memory.logits[slot].copy()
+    for _ in range(10):
+        cuts = [0, *sorted(draw.sample(range(1, len(prompt)), 4)), len(prompt)]
+        for start, end in itertools.pairwise(cuts):
+            steps.forward(0, PromptTokens.of([(slot + 1, start, prompt[start:end], end == len(prompt))]))
+        assert np.array_equal(memory.logits[slot + 1], whole)
+
+
+def test_int8_of_zeros_is_zero(kernels: Kernels) -> None:
+    shape = SHAPES["one vector"]
+    memory = new_memory(shape)
+    if "int8" not in kernels.precisions:
+        pytest.skip("this machine does not compute int8")
+    memory.logits[:] = 7
+    weights = {name: tensor * 0 for name, tensor in random_weights(shape).items()}
+    NativeGpt2(kernels, memory, weights, "int8", 1).forward(0, PromptTokens.of([(8, 0, (1, 2, 3), True)]))
+    assert (memory.logits[8, : shape.vocabulary] == 0).all()
+
+
+def test_an_end_that_no_token_is_can_be_ignored(kernels: Kernels) -> None:
+    memory = new_memory(SHAPES["one vector"])
+    assert memory.end_id == -1
+    memory.start_rows(GenerationRequest((1, 2), 4, 9, Sampling(seed=1), ignore_end=True), 8, 0, range(4))
+    steps = steps_of(kernels, memory, "float32")
+    assert len(steps.draw(4, 0, np.full(4, 8, np.int32))[0]) == 4
+
+
+def test_what_is_no_number_is_not_drawn(kernels: Kernels) -> None:
+    memory = new_memory(SHAPES["heads of 32"])
+    for top_k in (0, 30):
+        memory.start_rows(GenerationRequest((1, 2), 8, 9, Sampling(seed=1, top_k=top_k)), 8, 0, range(8))
+        memory.logits[8, ::2] = np.nan
+        token_ids, _ = steps_of(kernels, memory, "float32").draw(8, 0, np.full(8, 8, np.int32))
+        assert all(token_id % 2 for token_id in token_ids)
+
+
+def test_odd_widths_are_left_to_torch() -> None:
+    assert all(Kernels.fits(shape) for shape in SHAPES.values())
+    assert not Kernels.fits(Gpt2Shape(61, 40, 24, 1, 2, 96, 1e-5))
+
+
+# -- the compiler -----------------------------------------------------------------------------------------------------
+
+
+def fake_compiler(folder: Path, script: str) -> str:
+    program = folder / "compiler"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return str(program)
+
+
+def test_a_library_that_was_compiled_is_found_again(tmp_path: Path, kernels: Kernels) -> None:
+    assert find_library(tmp_path) is None
+    stale, fresh = tmp_path / "making-old", tmp_path / "making-new"
+    stale.mkdir()
+    fresh.mkdir()
+    os.utime(stale, (0, 0))
+    made = compile_library(tmp_path, "c++")
+    assert find_library(tmp_path) == made
+    assert Kernels(made).precisions[0] == "float32"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["making-new"]
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".json", ".so"]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "told"),
+    [
+        ("no-such-compiler", "no C.* compiler 'no-such-compiler'"),
+        ("echo 'x.cpp:1: error: out of luck' >&2; exit 3", "ended with 3 .*out of luck"),
+        ("kill -9 $$", "ended with -9"),
+        ("exit 0", "made nothing"),
+    ],
+)
+def test_a_compiler_that_is_missing_fails_or_is_killed_is_told(tmp_path: Path, compiler: str, told: str) -> None:
+    program = compiler if " " not in compiler else fake_compiler(tmp_path, compiler)
+    with pytest.raises(KernelsUnavailable, match=told):
+        compile_library(tmp_path / "cache", program)
+    assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelsUnavailable, match="cannot be used"):
+        compile_library(tmp_path / "file" / "cache", "c++")
+
+
+@pytest.mark.parametrize("damage", ["cut", "rubbish", "foreign", "no manifest", "manifest is rubbish"])
+def test_damaged_libraries_are_never_loaded(tmp_path: Path, kernels: Kernels, damage: str) -> None:
+    library = _copy_of_library(tmp_path)
+    manifest = library.with_suffix(".json")
+    content = library.read_bytes()
+    if damage == "cut":
+        library.write_bytes(content[:1000])
+    elif damage == "rubbish":
+        library.write_bytes(b"\0" * 5000)
+    elif damage == "foreign":
+        library.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text("[")
+    assert find_library(tmp_path) is None
+
+
+def _copy_of_library(folder: Path) -> Path:
+    source = find_library(EngineSettings().cache.expanduser())
+    assert source is not None
+    for path in (source, source.with_suffix(".json")):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder / source.name
+
+
+# -- from torch to the kernels ----------------------------------------------------------------------------------------
+
+
+def upgrade_of(cache: Path, **settings: object) -> Upgrade:
+    shape = read_shape(DEFAULT_MODEL)
+    memory = new_memory(shape)
+    return Upgrade(EngineSettings(cache=cache, **settings), memory, read_weights(DEFAULT_MODEL, shape), 2)  # type: ignore[arg-type]
+
+
+def test_what_was_prepared_is_ready_and_rubbish_in_the_cache_is_made_anew(
+    tmp_path: Path, kernels: Kernels, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = _copy_of_library(tmp_path)
+    upgrade = upgrade_of(tmp_path, precision="float32", threads=1)
+    assert upgrade.ready() is None  # nothing was measured yet
+    offered: list[Steps] = []
+    upgrade.prepare(offered.append).join()
+    again = upgrade.ready()
+    assert again is not None
+    assert [steps.description for steps in (*offered, again)] == ["compiled, float32, 1 threads"] * 2
+    library.write_bytes(b"rubbish")
+    assert upgrade.ready() is None
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    upgrade.prepare(offered.append).join()
+    assert len(offered) == 2
+    assert upgrade.ready() is not None
+
+
+@pytest.mark.parametrize("choice", [Choice("int8", 999, {}, {}), Choice("bfloat16", 1, {}, {})])
+def test_a_kept_choice_of_another_machine_is_not_taken(tmp_path: Path, kernels: Kernels, choice: Choice) -> None:
+    library = _copy_of_library(tmp_path)
+    upgrade = upgrade_of(tmp_path, precision="float32")
+    save_choice(upgrade._choice_file(library), choice)
+    assert upgrade.ready() is None
+
+
+def test_without_a_compiler_there_is_one_warning_and_torch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = upgrade_of(tmp_path, compiler="no-such-compiler")
+    assert upgrade.ready() is None
+    offered: list[Steps] = []
+    upgrade.prepare(offered.append).join()
+    assert offered == []
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert not upgrade_of(tmp_path, compiler="").is_wanted
+
+
+@pytest.mark.parametrize("setting", ["float16", "int4", ""])
+def test_an_unknown_precision_is_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match="--precision"):
+        open_model(EngineSettings(precision=setting, compiler=""))
+
+
+def test_more_threads_than_cores_are_cut_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    most = usable_threads(0)
+    assert usable_threads(1) == 1
+    assert usable_threads(1000) == most
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_no_threads_is_told_and_the_process_lives(kernels: Kernels) -> None:
+    code = (
+        "import resource; from tests.unit.test_native import *; from promptgen.generation.native.model import Kernels\n"
+        "k = Kernels(find_library(EngineSettings().cache.expanduser())); m = new_memory(SHAPES['one vector'])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\n"
+        "try: NativeGpt2(k, m, random_weights(m.shape), 'float32', 2000)\n"
+        "except KernelsUnavailable as fault: print('told:', fault)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("told: there is no memory"), done.stderr
+
+
+def test_another_precision_takes_over_when_nothing_runs_and_what_was_read_is_forgotten(kernels: Kernels) -> None:
+    shape = SHAPES["heads of 64"]
+    memory = new_memory(shape)
+    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1)), max_queue=9)
+    request = GenerationRequest((5, 6, 7), 2, 6, Sampling(seed=1))
+    engine.add(0, request)
+    engine.step()
+    other = steps_of(kernels, memory, "bfloat16")
+    engine.offer(other)
+    engine.add(1, request)
+    assert engine.step()
+    assert engine.stats.steps.startswith("torch")
+    finished = []
+    while engine.has_work:
+        finished += [event.request_id for event in engine.step() if isinstance(event, FinishEvent)]
+    assert finished == [0, 0, 1, 1]
+    assert engine.stats.steps == other.description
+    assert engine.stats.num_reused_tokens == 0
+
+
+# -- the choice -------------------------------------------------------------------------------------------------------
+
+
+def test_a_precision_that_spoils_the_model_is_not_chosen() -> None:
+    shape = SHAPES["heads of 32"]
+
+    class Spoiled(EagerGpt2):
+        def forward(self, num_rows: int, prompts: PromptTokens) -> None:
+            super().forward(num_rows, prompts)
+            self._memory.logits *= 0.5
+
+    def make(memory: Memory, precision: Precision, num_threads: int) -> Steps:
+        kind = Spoiled if precision == "int8" else EagerGpt2
+        return kind(memory, random_weights(shape, scale=0.2))
+
+    choice = choose(shape, make, ["float32", "int8"], [1], begin_id=2)
+    assert choice.precision == "float32"
+    assert choice.perplexity_rise["int8"] > 0.01
+    assert choose(shape, make, ["int8"], [1], begin_id=2).precision == "int8"  # forced
+
+
+def test_the_measured_rise_is_the_divergence_of_the_models() -> None:
+    """A model that gives one half of all probability to token 7 beside what it should: the divergence is known to be near log 2."""
+    shape = SHAPES["heads of 32"]
+
+    class Half(EagerGpt2):
+        def forward(self, num_rows: int, prompts: PromptTokens) -> None:
+            super().forward(num_rows, prompts)
+            logits = self._memory.logits
+            logits[:, 7] = np.log(np.exp(logits[:, : shape.vocabulary]).sum(axis=1))
+
+    def make(memory: Memory, precision: Precision, num_threads: int) -> Steps:
+        kind = Half if precision == "int8" else EagerGpt2
+        return kind(memory, random_weights(shape, scale=0.1))
+
+    choice = choose(shape, make, ["float32", "bfloat16", "int8"], [1], begin_id=2)
+    assert choice.perplexity_rise["bfloat16"] == pytest.approx(0, abs=1e-6)
+    assert choice.perplexity_rise["int8"] == pytest.approx(1, abs=0.2)  # token 7 itself gains
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "{}", '{"precision": "int3", "threads": 1, "perplexity_rise": {}, "step_ms": {}}']
+)
+def test_a_kept_choice_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "choice.json"
+    file.write_text(text)
+    assert load_choice(file) is None
+    choice = Choice("int8", 2, {"int8": 0.001}, {"int8 x 2": 0.1})
+    save_choice(file, choice)
+    assert load_choice(file) == choice
+    assert json.loads(file.read_text())["threads"] == 2
+
+
+def test_sampled_text_is_the_same_before_and_after_the_compiled_step_takes_over(kernels: Kernels) -> None:
+    shape = read_shape(DEFAULT_MODEL)
+    weights = read_weights(DEFAULT_MODEL, shape)
+    texts = []
+    for make in (EagerGpt2, lambda m, w: NativeGpt2(kernels, m, w, "float32", 2)):
+        memory = new_memory(shape, max_rows=16)
+        steps = make(memory, weights)
+        steps.forward(0, PromptTokens.of([(16, 0, (2, 50, 60), True)]))
+        memory.start_rows(GenerationRequest((2, 50, 60), 16, 9, Sampling(seed=7)), 16, 0, range(16))
+        token_ids = [steps.draw(16, 0, np.full(16, 16, np.int32))[0]]
+        for _ in range(20):
+            steps.forward(16, NOTHING_TO_READ)
+            token_ids.append(steps.draw(16, 16, np.zeros(0, np.int32))[0])
+        texts.append(token_ids)
+    assert texts[0] == texts[1]

@@ -273,7 +273,7 @@ def run_trainer(
     at_once = math.ceil(per_step / num_parts)
     num_steps = math.ceil(math.ceil(len(items) / at_once) / num_parts)
     dtype = faster_products(model, collate(list(items[:at_once])))
-    optimizer, clock = adamw(model, config), Clock()
+    (optimizer,), clock = Optimizers(model, config).parts, Clock()  # AdamW alone
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_scale(step, num_steps, config))
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -304,14 +304,6 @@ def run_trainer(
         loop.remove_callback(PrinterCallback)
         loop.train()
     return Outcome(counts["tokens"], counts["slots"], loop.state.global_step, clock.ended - clock.started, _name(dtype))
-
-
-def adamw(model: GPT2LMHeadModel, config: TrainConfig) -> torch.optim.AdamW:
-    """The AdamW that promptgen's Optimizers make with optimizer = "adamw", for a loop that wants the torch object."""
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def faster_products(model: GPT2LMHeadModel, inputs: dict[str, Tensor]) -> torch.dtype:

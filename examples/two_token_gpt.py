@@ -93,6 +93,7 @@ RUN = TrainConfig(
     row_length=CONTEXT,
     optimizer="adamw",
     learning_rate=1e-3,
+    matrix_rate=1e-3,
     weight_decay=0.0,
 )
 

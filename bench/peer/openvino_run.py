@@ -65,7 +65,7 @@ def continuous(model: Path, properties: dict[str, str]) -> Ask:
 
 
 def stateful(model: Path, properties: dict[str, str]) -> Ask:
-    pipeline = genai.LLMPipeline(str(model), "CPU", {"ATTENTION_BACKEND": "SDPA", **properties})
+    pipeline = genai.LLMPipeline(str(model), "CPU", ATTENTION_BACKEND="SDPA", **properties)
 
     def ask(rows: int, config: Any) -> list[list[int]]:
         prompts = np.array([PROMPT] * rows, np.int64)

@@ -20,7 +20,7 @@ from promptgen.generation.request import (
 from promptgen.text.tokenizer import Detokenizer, Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """Text to append to candidate `sample`."""
 
@@ -55,7 +55,11 @@ class CandidateText:
     def push(self, token_id: int, logprob: float) -> str:
         self.num_tokens += 1
         self.logprob += logprob
-        return self._show(self._detokenizer.push(token_id))
+        piece = self._detokenizer.push(token_id)
+        if self._stops:
+            return self._show(piece)
+        self._shown.append(piece)
+        return piece
 
     def finish(self, reason: FinishReason, *, with_logprob: bool) -> str:
         piece = "" if self.is_stopped else self._show(self._detokenizer.finish())
@@ -124,14 +128,16 @@ class CandidateSet:
 
     def take(self, event: Event) -> list[Piece | Finished]:
         """What an event of this request adds. Events of a candidate that met a stop string already are ignored."""
-        if not isinstance(event, TokenEvent | FinishEvent) or self._texts[event.sample].candidate is not None:
-            return []
-        text = self._texts[event.sample]
-        if isinstance(event, FinishEvent):
+        if isinstance(event, TokenEvent):
+            text = self._texts[event.sample]
+            if text.candidate is not None:
+                return []
+            piece = text.push(event.token_id, event.logprob)
+            shown: list[Piece | Finished] = [Piece(event.sample, piece)] if piece else []
+            return shown + self._finish(event.sample, "stop") if text.is_stopped else shown
+        if isinstance(event, FinishEvent) and self._texts[event.sample].candidate is None:
             return self._finish(event.sample, event.reason)
-        piece = text.push(event.token_id, event.logprob)
-        shown: list[Piece | Finished] = [Piece(event.sample, piece)] if piece else []
-        return shown + self._finish(event.sample, "stop") if text.is_stopped else shown
+        return []
 
     def candidates(self) -> tuple[Candidate, ...]:
         assert self.is_complete

@@ -104,6 +104,7 @@ class Scheduler:
         self._max_queue = max_queue
         self._end_id = end_id
         self._moves: list[tuple[int, int]] = []
+        self._steady: Plan | None = None
         self.is_held = False  # nothing new is started; what is being read or runs goes on
 
     @property
@@ -131,7 +132,13 @@ class Scheduler:
         moves, num_continuing = tuple(self._moves), len(self.rows)
         self._moves.clear()
         if not (self.waiting or self._reading or self._joining):
-            return Plan(moves, (), (), (), (), num_continuing, num_continuing) if self.rows else None
+            if not self.rows:
+                return None
+            if not moves and self._steady is not None and self._steady.num_rows == num_continuing:
+                return self._steady  # as most steps are
+            plan = Plan(moves, (), (), (), (), num_continuing, num_continuing)
+            self._steady = None if moves else plan
+            return plan
         copies, num_reused = ([], 0) if self.is_held else self._start()
         stretches = self._read(max(MIN_READ, MAX_PASS - num_continuing) if self.rows else MAX_READ)
         joins, started = self._join()

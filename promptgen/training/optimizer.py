@@ -42,6 +42,11 @@ class Optimizers:
         self._all.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True))
         self._peaks = [group["lr"] for one in self._all for group in one.param_groups]
 
+    @property
+    def parts(self) -> tuple[torch.optim.Optimizer, ...]:
+        """The torch optimizers: AdamW, and Muon before it where there is one."""
+        return tuple(self._all)
+
     def step(self, scale: float) -> float:
         """Clips the gradients, moves the weights at `scale` times the peak rates, drops the gradients. Returns the gradients' norm.
 

@@ -25,6 +25,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,8 @@ def check_unrun(script: str) -> None:
             continue
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= TARGETS, line
+        elif words[:2] == ["python", "-m"]:
+            assert find_spec(words[2]), line
         elif words[:2] == ["python", "web.py"]:
             _parser().parse_args(["serve", *words[2:]])
         else:

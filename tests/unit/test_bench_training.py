@@ -21,7 +21,6 @@ from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
 from promptgen.training.dataset import FORMAT
 from promptgen.training.model_folder import make_model
-from promptgen.training.optimizer import Optimizers
 from promptgen.training.packing import IGNORED, batches
 
 TOKENS = [*SPECIAL_TOKENS, *"怎么做才好吃番茄鸡蛋豆腐"]
@@ -111,16 +110,6 @@ def test_padded_and_packed_batches_have_the_same_loss() -> None:
     losses = [float(model(**inputs, num_items_in_batch=1).loss) for inputs in (bench.pad(documents), packed)]
     alone = sum(float(model(**bench.pad([d]), num_items_in_batch=1).loss) for d in documents if len(d) > 1)
     assert losses == pytest.approx([alone, alone], rel=1e-4)
-
-
-def test_the_trainers_adamw_is_that_of_promptgen(data: Path) -> None:
-    model = make_model(TINY, data)
-    (own,) = Optimizers(model, TINY)._all
-    other = bench.adamw(model, TINY)
-    assert type(own) is type(other)
-    for mine, theirs in zip(own.param_groups, other.param_groups, strict=True):
-        assert {id(p) for p in mine["params"]} == {id(p) for p in theirs["params"]}
-        assert {k: v for k, v in mine.items() if k != "params"} == {k: v for k, v in theirs.items() if k != "params"}
 
 
 def test_the_start_is_a_function_of_the_seed(data: Path) -> None:

@@ -21,6 +21,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
@@ -160,7 +161,7 @@ class Team {
     for (auto& thread : threads_) thread.join();
   }
 
-  static constexpr int kBarrierSpins = 20000, kIdleSpins = 10000;
+  static constexpr int kBarrierSpins = 4000, kIdleSpins = 10000;
 
   void serve(int index) {
     uint32_t done = 0;
@@ -510,31 +511,58 @@ struct Scored {
   }
 };
 
-// The k best of values[0..count), best first. A heap of k keeps the worst on top; whole vectors below it are passed over.
-void select(const float* values, int32_t count, int32_t k, std::vector<Scored>& best) {
-  best.clear();
-  if (k >= count) {
-    for (int32_t i = 0; i < count; ++i) best.push_back({values[i], i});
-    std::sort(best.begin(), best.end());
-    return;
-  }
-  for (int32_t i = 0; i < k; ++i) best.push_back({values[i], i});
-  std::make_heap(best.begin(), best.end());
-  auto offer = [&](int32_t i) {
-    if (values[i] <= best.front().value) return;
-    std::pop_heap(best.begin(), best.end());
-    best.back() = {values[i], i};
-    std::push_heap(best.begin(), best.end());
-  };
-  int32_t i = k;
-#if defined(__AVX512F__)
+struct DrawBuffers {
+  std::vector<float> values, peaks, ordered;
+  std::vector<Scored> best;
+};
+
+constexpr int32_t kChunk = 64;
+
+// values = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf), and the peak of each chunk.
+void allow(const float* logits, const float* bias, int32_t count, DrawBuffers& own) {
+  const Vec none = broadcast(-std::numeric_limits<float>::infinity());
+  float* values = own.values.data();
+  int32_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    unsigned above = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + i), _mm512_set1_ps(best.front().value), _CMP_GT_OQ);
-    for (; above; above &= above - 1) offer(i + __builtin_ctz(above));
+    const Vec v = load(logits + i) + load(bias + i);
+    store(values + i, v == v ? v : none);
   }
-#endif
-  for (; i < count; ++i) offer(i);
-  std::sort_heap(best.begin(), best.end());
+  for (; i < count; ++i) {
+    const float v = logits[i] + bias[i];
+    values[i] = v == v ? v : none[0];
+  }
+  for (; i < static_cast<int32_t>(own.values.size()); ++i) values[i] = none[0];
+}
+
+// The k best of values[0..count), best first, in two stages: at least k values reach the k-th largest of the chunks' peaks, so only chunks whose peak does
+// are looked at.
+void select(int32_t count, int32_t k, DrawBuffers& own) {
+  const float* values = own.values.data();
+  own.best.clear();
+  const int32_t chunks = static_cast<int32_t>(own.values.size()) / kChunk;
+  float threshold = -std::numeric_limits<float>::infinity();
+  for (int32_t c = 0; c < chunks; ++c) {
+    Vec most = load(values + c * kChunk);
+    for (int32_t j = kLanes; j < kChunk; j += kLanes) {
+      const Vec v = load(values + c * kChunk + j);
+      most = v > most ? v : most;
+    }
+    own.peaks[c] = largest(most);
+  }
+  if (k < chunks) {
+    own.ordered = own.peaks;
+    std::nth_element(own.ordered.begin(), own.ordered.begin() + (k - 1), own.ordered.end(), std::greater<float>());
+    threshold = own.ordered[k - 1];
+  }
+  for (int32_t c = 0; c < chunks; ++c) {
+    if (own.peaks[c] < threshold) continue;
+    const int32_t end = std::min((c + 1) * kChunk, count);
+    for (int32_t i = c * kChunk; i < end; ++i)
+      if (values[i] >= threshold) own.best.push_back({values[i], i});
+  }
+  const size_t kept = std::min<size_t>(k, own.best.size());
+  std::partial_sort(own.best.begin(), own.best.begin() + kept, own.best.end());
+  own.best.resize(kept);
 }
 
 double log_sum_exp(const float* values, int32_t count) {
@@ -547,26 +575,19 @@ double log_sum_exp(const float* values, int32_t count) {
   return peak + std::log(total);
 }
 
-struct DrawBuffers {
-  std::vector<float> values;
-  std::vector<Scored> best;
-};
-
 void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own) {
   Row& row = draw.rows[r];
   const int64_t slot = r < draw.num_continuing ? r : draw.prompt_slots[r - draw.num_continuing];
   const float* logits = draw.logits + slot * draw.logits_stride;
   uint8_t* seen = draw.seen + r * vocabulary;
   float* values = own.values.data();
-  for (int32_t i = 0; i < vocabulary; ++i) values[i] = logits[i] + draw.bias[i];
+  allow(logits, draw.bias, vocabulary, own);
   if (row.ignores_end && draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
   const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
   if (row.penalty != 1.0f)
     for (int32_t i = 0; i < vocabulary; ++i)
-      if (seen[i]) values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
-  for (int32_t i = 0; i < vocabulary; ++i)  // what is no number has no place in an order
-    if (values[i] != values[i]) values[i] = -std::numeric_limits<float>::infinity();
-  select(values, vocabulary, row.top_k, own.best);
+      if (seen[i] && std::isfinite(values[i])) values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+  select(vocabulary, row.top_k, own);
   for (Scored& scored : own.best) scored.value /= row.temperature;
   size_t kept = own.best.size();
   if (row.top_p < 1.0f) {
@@ -617,7 +638,8 @@ class Model {
     }
     head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_);
     is_quantized_ = precision == kInt8;
-    for (DrawBuffers& own : draw_buffers_) own.values.resize(shape.vocabulary);
+    const int32_t chunks = (shape.vocabulary + kChunk - 1) / kChunk;
+    for (DrawBuffers& own : draw_buffers_) own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
   }
 

@@ -136,6 +136,7 @@ class NativeGpt2:
             token_ids=self._token_ids.ctypes.data,
             logprobs=self._logprobs.ctypes.data,
         )
+        self._cache_at, self._pass_at, self._draw_at = byref(self._cache), byref(self._pass), byref(self._draw)
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):
@@ -148,15 +149,16 @@ class NativeGpt2:
         if step.num_read:
             step.token_ids, step.positions = prompts.token_ids.ctypes.data, prompts.positions.ctypes.data
             step.slots, step.last = prompts.slots.ctypes.data, prompts.last.ctypes.data
-        self._kernels.forward(self._model, byref(self._cache), byref(step))
+        self._kernels.forward(self._model, self._cache_at, self._pass_at)
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
     ) -> tuple[list[int], list[float]]:
         draw = self._draw
         draw.num_rows, draw.num_continuing = num_rows, num_continuing
-        draw.prompt_slots = prompt_slots.ctypes.data
-        self._kernels.draw(self._model, byref(draw))
+        if num_continuing < num_rows:
+            draw.prompt_slots = prompt_slots.ctypes.data
+        self._kernels.draw(self._model, self._draw_at)
         return self._token_ids[:num_rows].tolist(), self._logprobs[:num_rows].tolist()
 
 

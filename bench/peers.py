@@ -21,6 +21,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,7 +205,7 @@ def main() -> None:
     cells = [(shape, rows) for shape in args.shapes for rows in args.rows]
     usable = {name: engine for name, engine in engines.items() if name not in faults}
     chosen = choose_variants(usable, cells, faults, anew=args.tune)
-    measured = measure(chosen, cells, processes, runs, faults)
+    measured = measure(chosen, cells, processes, runs, args.minutes * 60, faults)
     figures = {"threads": THREADS, "processes": processes, "runs": runs.runs, "unit": "ms"}
     summary = summarize(measured, cells, chosen)
     print("\n" + table(summary, cells, faults) + "\n")
@@ -219,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES), metavar="ENGINE")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes of each engine and shape (3)")
     parser.add_argument("--runs", type=int, default=7, help="timed answers of each process; fewer of slow engines (7)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no process after so long (no limit)")
     parser.add_argument("--quick", action="store_true", help="one process, three answers")
     parser.add_argument("--tune", action="store_true", help="try all variants of the engines again")
     parser.add_argument("--install", action="store_true", help="make environments and models, measure nothing")
@@ -410,12 +412,18 @@ def _trial(name: str, engine: Engine, shape: str, rows: Sequence[int]) -> dict[i
 
 
 def measure(
-    chosen: Chosen, cells: Sequence[Cell], processes: int, runs: Runs, faults: dict[str, str]
+    chosen: Chosen, cells: Sequence[Cell], processes: int, runs: Runs, limit_s: float, faults: dict[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The lines of all processes, by engine. The engines take turns; each round begins with another."""
+    """The lines of all processes, by engine. The engines take turns; each round begins with another.
+
+    No process is started once `limit_s` seconds have gone by.
+    """
+    started = time.monotonic()
     lines: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     todo = list(_processes(chosen, cells, processes))
     for name, variant, shape, rows in tqdm(todo, desc="measuring", leave=False, disable=None):
+        if time.monotonic() - started > limit_s:
+            break
         if name in faults:
             continue
         try:
@@ -464,6 +472,7 @@ def summarize(
                     "ms": round(statistics.median(medians), 2),
                     "least": round(min(medians), 2),
                     "greatest": round(max(medians), 2),
+                    "processes": len(medians),
                     "variant": chosen[name][shape, rows],
                 }
     return summary

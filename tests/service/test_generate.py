@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PROMPT = "高血压要注意"
 SPECIAL = ("[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]")
-WILD = {"temperature": 2, "top_k": 0}  # near uniform: no trained model ends such candidates soon
+WILD = {"temperature": 2, "top_k": 0, "top_p": 0}  # near uniform: no trained model ends such candidates soon
 CONTEXTS = {
     "upper case": "How To TREAT High Blood PRESSURE",
     "full-width": "ＡＢＣ１２３，ｈｅｌｌｏ！　高血压",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "model" / "final_model"
-WILD = {"temperature": 2, "top_k": 0}  # near uniform: no trained model ends such candidates soon
+WILD = {"temperature": 2, "top_k": 0, "top_p": 0}  # near uniform: no trained model ends such candidates soon
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.service.conftest import Reply, Server, ServerFactory
 
 PROMPT = "高血压要注意"
-WILD = {"temperature": 2, "top_k": 0}
+WILD = {"temperature": 2, "top_k": 0, "top_p": 0}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_more_samples_than_rows_all_come(narrow: Server) -> None:
 def test_no_first_token_in_time_is_504(start_server: ServerFactory) -> None:
     server = start_server("--request-timeout-s", "0.2", "--max-rows", "16")
     server.baseline = server.fixed_result()
-    body = json.dumps({"context": PROMPT, "samples": 16, "maxlength": 240, **WILD})
+    body = json.dumps({"context": PROMPT, "samples": 64, "maxlength": 240, **WILD})
     busy = [server.connect() for _ in range(2)]
     for connection in busy:
         connection.sendall(server.http(body, "Content-Type: application/json"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.service.conftest import Reply, Server
 
 PROMPT = "高血压要注意"
-WILD = {"temperature": 2, "top_k": 0}  # near uniform: no trained model ends such candidates soon
+WILD = {"temperature": 2, "top_k": 0, "top_p": 0}  # near uniform: no trained model ends such candidates soon
 TYPE = "Content-Type: application/json"
 
 

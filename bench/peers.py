@@ -130,7 +130,7 @@ def _ct2(precision: str) -> Engine:
 
 
 def _llama(precision: str, formats: Iterable[str]) -> Engine:
-    """Flash attention is always on: without it every cell was slower."""
+    """Flash attention is always on: without it the small shape was slower in every way tried."""
     ways = {
         f"{name}, {'unified' if unified else 'split'}": Variant(f"{name}.gguf", f"--unified {unified} --flash 1")
         for name in formats
@@ -512,12 +512,12 @@ def _ratios(summary: Mapping[str, Mapping[str, Any]], cells: Sequence[Cell], gro
 def table(summary: Mapping[str, Mapping[str, Any]], cells: Sequence[Cell], faults: Mapping[str, str]) -> str:
     """Milliseconds for all candidates, half the range of the processes' medians behind them, then the ratios, then what failed."""
     titles = list(map(_title, cells))
-    lines = [f"{'':26}" + "".join(f"{title:>16}" for title in titles)]
+    lines = [f"{'':30}" + "".join(f"{title:>16}" for title in titles)]
     for name, row in summary.items():
-        lines.append(f"{name:26}" + "".join(f"{_shown(row.get(title)):>16}" for title in titles))
+        lines.append(f"{name:30}" + "".join(f"{_shown(row.get(title)):>16}" for title in titles))
     for label, found in ratios(summary, cells).items():
         times = "".join(f"{found[title]['times'] if title in found else '-':>16}" for title in titles)
-        lines.append(f"{'best peer/ours, ' + label:26}{times}   geometric mean {found['geometric_mean']}")
+        lines.append(f"{'best peer/ours, ' + label:30}{times}   geometric mean {found['geometric_mean']}")
     lines += [f"not measured: {name}: {reason}" for name, reason in faults.items()]
     return "\n".join(lines)
 

@@ -161,7 +161,8 @@ class Team {
     for (auto& thread : threads_) thread.join();
   }
 
-  static constexpr int kBarrierSpins = 4000, kIdleSpins = 10000;
+  static constexpr int kBarrierSpins = 4000;
+  static constexpr int kIdleSpins = 60000;  // about a millisecond: what Python needs between two steps is less
 
   void serve(int index) {
     uint32_t done = 0;

@@ -1,6 +1,6 @@
 """Draws the newest peer comparison: `python -m bench.plots` reads bench/results/peers-*.json and writes docs/peers.png.
 
-One panel a cell (shape and number of candidates), one bar an engine: milliseconds until all candidates are complete, on a logarithmic scale; a whisker
+One panel a cell (shape and number of candidates), one bar an engine: milliseconds until all candidates are complete; a whisker
 spans the medians of the processes.
 """
 
@@ -48,8 +48,7 @@ def draw_cell(panel: Any, title: str, engines: dict[str, dict[str, Any]]) -> Non
             continue
         spread = [[cell["ms"] - cell["least"]], [cell["greatest"] - cell["ms"]]]
         panel.barh(place, cell["ms"], color=OURS if name.startswith("ours") else THEIRS, xerr=spread)
-        panel.text(cell["greatest"] * 1.04, place, f"{cell['ms']:.0f}", va="center", fontsize=8)
-    panel.set_xscale("log")
+        panel.text(cell["greatest"] * 1.01, place, f"{cell['ms']:.0f}", va="center", fontsize=8)
     panel.set_yticks(range(len(names)), names, fontsize=8)
     panel.set_title(title + " candidates", fontsize=10)
     panel.margins(x=0.12)

@@ -1,4 +1,5 @@
-"""What the browser tests need: a service process, a page of another origin, and Debian's chromium, headless."""
+"""What the browser tests need: a service process, one whose answers are written by the test, a page of another origin, and Debian's
+chromium, headless. All of them are started once and shared."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import ScriptedService
 from selenium import webdriver
 
 CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -34,6 +36,7 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--no-proxy-server",
 ]
+LEAN = ("--threads", "1", "--precision", "float32")  # nothing is measured at the start
 Serve = Callable[..., str]
 
 
@@ -47,7 +50,7 @@ def serve() -> Iterator[Serve]:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
             environ = {k: v for k, v in os.environ.items() if not k.startswith("PROMPTGEN_")}
-            command = [sys.executable, "-m", "promptgen.cli", "serve", "--port", str(port), *options]
+            command = [sys.executable, "-m", "promptgen.cli", "serve", "--port", str(port), *LEAN, *options]
             process = stack.enter_context(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL))
             stack.callback(process.terminate)
             origin = f"http://127.0.0.1:{port}"
@@ -92,6 +95,21 @@ def foreign_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def _scripted_service() -> Iterator[ScriptedService]:
+    service = ScriptedService()
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def scripted(_scripted_service: ScriptedService) -> ScriptedService:
+    """Answers nothing, until the test sets `answer`."""
+    _scripted_service.reset()
+    return _scripted_service
+
+
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     if not (Path(CHROMIUM).exists() and Path(CHROMEDRIVER).exists()):
         advice = "the browser tests need: apt-get install chromium chromium-driver"
@@ -101,6 +119,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
     profile = tmp_path_factory.mktemp("profile")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for flag in [*FLAGS, f"--user-data-dir={profile}"]:
         options.add_argument(flag)
     with pytest.MonkeyPatch.context() as patch:

@@ -80,7 +80,7 @@ def _headers(name: str) -> dict[str, str]:
     """A changed file is seen at the next load: every use asks, and is answered 304 while it is the same."""
     headers = {hdrs.CACHE_CONTROL: "no-cache", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
     if name.endswith(".html"):
-        headers |= {"Content-Security-Policy": _POLICY, "Cross-Origin-Opener-Policy": "same-origin"}
+        headers["Content-Security-Policy"] = _POLICY
     if name == "promptgen.js":
         headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     return headers

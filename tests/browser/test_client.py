@@ -32,11 +32,11 @@ const failure = promise => promise.then(
 
 
 @pytest.fixture
-def run(page: webdriver.Chrome, scripted: ScriptedService) -> Any:
+def run(elsewhere: webdriver.Chrome, scripted: ScriptedService) -> Any:
     """run(javascript) on a page of another origin; gives what it returns."""
 
     def script(body: str) -> Any:
-        answer = page.execute_async_script(FRAME.replace("BODY", body), scripted.origin)
+        answer = elsewhere.execute_async_script(FRAME.replace("BODY", body), scripted.origin)
         assert not (isinstance(answer, dict) and "failed" in answer), answer
         return answer
 
@@ -256,3 +256,28 @@ def test_the_next_word(run: Any, text: str, completion: str, word: str) -> None:
       return nextWord({text!r}, {completion!r});
     """)
     assert got == word
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("short", "short"),
+        ("How can I lower my risk of", "…lower my risk of"),
+        ("first line\nsecond", "second"),
+        ("first line\n", ""),
+        ("word " * 9, "…word word word "),
+        ("一二三四五六七八九十" * 3 + "高血压", None),
+        ("x" * 40, "x" * 40),
+    ],
+)
+def test_the_last_words(run: Any, text: str, shown: str | None) -> None:
+    got = run(f"""
+      const {{lastWords}} = await import(origin + "/pages/segments.js");
+      return lastWords({text!r}, 16);
+    """)
+    if shown is None:
+        assert got.startswith("…")
+        assert 8 < len(got) <= 17
+        assert got.endswith("高血压")
+    else:
+        assert got == shown

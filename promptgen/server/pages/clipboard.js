@@ -1,6 +1,13 @@
-/** Copies text. Browsers keep navigator.clipboard from pages without TLS, as a service on the local network is. */
+/** Copies text. Browsers keep navigator.clipboard from pages without TLS, as those of a service on the local network are. */
 export async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    copyByCommand(text);
+  }
+}
+
+function copyByCommand(text) {
   const field = document.createElement("textarea");
   field.value = text;
   document.body.append(field);

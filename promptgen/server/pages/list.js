@@ -1,8 +1,9 @@
 /** The candidates under the box: a listbox that the box steers, while the focus stays in the box. */
 
-import { nextWord, tail } from "./segments.js";
+import { lastWords, nextWord } from "./segments.js";
 
-const TYPED_CHARACTERS_SHOWN = 14;
+const TYPED_CHARACTERS_SHOWN = 16;
+const ENDS_A_SENTENCE = /[.!?…。！？]$/;
 
 export class List {
   #box;
@@ -25,7 +26,7 @@ export class List {
   show(candidates, text) {
     this.#candidates = this.selected ? inOrderOf(this.#candidates, candidates) : candidates;
     if (!this.selected) this.#selectedKey = null;
-    const typed = tail(text, TYPED_CHARACTERS_SHOWN);
+    const typed = lastWords(text, TYPED_CHARACTERS_SHOWN);
     const rows = this.#candidates.map((candidate) => this.#rowOf(candidate));
     this.#candidates.forEach((candidate, place) => fill(rows[place], candidate, typed, text));
     this.#place(rows);
@@ -74,7 +75,7 @@ export class List {
     const row = document.createElement("li");
     row.id = `candidate-${key.replace(".", "-")}`;
     row.setAttribute("role", "option");
-    row.append(...["typed", "next", "rest"].map(newPart));
+    row.append(...["typed", "gap", "next", "rest"].map(newPart));
     row.firstChild.setAttribute("aria-hidden", "true");
     row.addEventListener("click", () => this.#onTake(this.#candidates.find((candidate) => candidate.key === key)));
     return row;
@@ -108,10 +109,10 @@ function newPart(name) {
 
 function fill(row, candidate, typed, text) {
   const next = nextWord(text, candidate.text);
-  const [typedPart, nextPart, restPart] = row.children;
-  typedPart.textContent = typed;
-  nextPart.textContent = next;
-  restPart.textContent = candidate.text.slice(next.length);
+  const gap = /^\s*/.exec(next)[0];
+  const parts = [typed, gap, next.slice(gap.length), candidate.text.slice(next.length)];
+  parts.forEach((part, place) => (row.children[place].textContent = part));
+  row.classList.toggle("cut", candidate.finishReason === "length" && !ENDS_A_SENTENCE.test(candidate.text));
   row.style.setProperty("--share", candidate.score === null ? "0" : String(Math.exp(candidate.score)));
 }
 

@@ -13,8 +13,10 @@ export function nextWord(text, completion) {
   return completion;
 }
 
-/** The end of `text` to show before a continuation: `length` characters of its last line at most. */
-export function tail(text, length) {
-  const line = Array.from(text.slice(text.lastIndexOf("\n") + 1));
-  return line.length > length ? `…${line.slice(-length).join("")}` : line.join("");
+/** The last words of the last line of `text`, `length` characters at most unless the last word alone is longer. */
+export function lastWords(text, length) {
+  const line = text.slice(text.lastIndexOf("\n") + 1);
+  const starts = Array.from(words.segment(line), ({ index }) => index);
+  const start = starts.find((index) => line.length - index <= length) ?? starts.at(-1) ?? 0;
+  return start > 0 ? `…${line.slice(start).trimStart()}` : line;
 }

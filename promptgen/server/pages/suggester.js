@@ -12,7 +12,7 @@ const FIRST_RETRY_S = 1;
 const LONGEST_RETRY_S = 16;
 
 /**
- * @typedef {{key: string, text: string, score: ?number, complete: boolean}} Candidate
+ * @typedef {{key: string, text: string, score: ?number, finishReason: ?string}} Candidate
  * @typedef {{text: string, candidates: Candidate[], settled: boolean, tookMs: ?number, fault: ?Error, retryAt: ?number}} View
  *   `settled`: nothing more will come for this text; `retryAt`: on the clock of performance.now().
  */
@@ -145,7 +145,7 @@ export class Suggester {
 }
 
 function toCandidate({ index, text, score, finishReason }, callNumber) {
-  return { key: `${callNumber}.${index}`, text, score, complete: finishReason !== null };
+  return { key: `${callNumber}.${index}`, text, score, finishReason };
 }
 
 /** What is left of the candidates of another text that begin, or go on, as `text` does. */
@@ -160,7 +160,7 @@ function agreeingWith(text, latest) {
 function withKept(kept, candidates) {
   const full = candidates.filter(({ text }) => text !== "");
   if (!kept) return full;
-  const isSame = ({ text, complete }) => (complete ? text === kept.text : kept.text.startsWith(text));
+  const isSame = ({ text, finishReason }) => (finishReason ? text === kept.text : kept.text.startsWith(text));
   const score = full.find(isSame)?.score ?? null;
   const others = full.filter((candidate) => !isSame(candidate));
   return [{ ...kept, score }, ...others].slice(0, Math.max(1, candidates.length));

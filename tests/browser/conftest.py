@@ -56,7 +56,7 @@ def start_service(stack: contextlib.ExitStack, *options: str) -> str:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PROMPTGEN_")}
     command = [sys.executable, "-m", "promptgen.cli", "serve", "--port", str(port), *LEAN, *options]
     process = stack.enter_context(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL))
-    stack.callback(process.terminate)
+    stack.callback(process.kill)  # how it ends is tested elsewhere
     origin = f"http://127.0.0.1:{port}"
     _wait_until_ready(origin, process)
     return origin

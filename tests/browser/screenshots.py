@@ -25,7 +25,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
-COLOURS = 128
+COLOURS = 256
 SETTLED_S = 0.8  # bars and rows have come to rest
 
 
@@ -48,7 +48,7 @@ PICTURE_LIST = (
     Picture("light", "How can I lower my risk of", keys=Keys.ARROW_DOWN),
     Picture("dark", "Write a short story about", theme="dark", keys=Keys.ARROW_DOWN * 2),
     Picture("chinese", "高血压要注意", language="zh-CN", keys=Keys.ARROW_DOWN * 3),
-    Picture("settings", "周末两天去", theme="dark", language="zh-CN", drawer="settings", height=720),
+    Picture("settings", "帮我写一首关于", theme="dark", language="zh-CN", drawer="settings", height=720),
     Picture("phone", "失眠的时候", language="zh-CN", width=390, height=720, touch=True),
 )
 
@@ -82,7 +82,7 @@ def take(driver: webdriver.Chrome, origin: str, picture: Picture) -> None:
 
 def save(png: bytes, path: Path) -> None:
     """With few colours, which is enough for letters on paper, and a quarter of the size."""
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     image.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} KiB, {image.width} x {image.height}")
 

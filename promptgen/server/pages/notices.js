@@ -26,7 +26,7 @@ export class Notices {
     const words = fault ? this.#wordsOf(fault) : isEmpty ? this.#say("nothingToAdd") : "";
     if (this.#notice.textContent !== words) this.#notice.textContent = words;
     this.#keyForm.hidden = fault?.status !== 401;
-    this.#retryAt = retryAt;
+    this.#retryAt = fault && retryAt;
     this.#count();
     clearTimeout(this.#announcing);
     if (settled && candidates.length > 0) this.#announcing = setTimeout(() => this.announceCount(candidates.length), ANNOUNCE_AFTER_MS);

@@ -61,7 +61,7 @@ export class Promptgen {
   async #post(body, signal) {
     let response;
     try {
-      response = await fetch(this.#generate, { method: "POST", headers: this.#headers, body, signal, cache: "no-store" });
+      response = await fetch(this.#generate, { method: "POST", headers: this.#headers, body, signal });
     } catch (cause) {
       signal?.throwIfAborted();
       throw new PromptgenError("the service cannot be reached", { code: "unreachable", cause });

@@ -46,7 +46,7 @@ export class Suggester {
     const agreeing = agreeingWith(text, this.#latest);
     this.#kept = agreeing.find(({ key }) => key === kept?.key) ?? null;
     const isBlank = text.trim() === "";
-    this.#show({ text, candidates: agreeing, settled: isBlank, tookMs: null, fault: this.#lastingFault });
+    this.#show({ text, candidates: agreeing, settled: isBlank, tookMs: null, fault: this.#faultFor(isBlank) });
     if (isBlank) return;
     const known = this.#answers.get(text);
     if (known) this.#settle(known, null);
@@ -69,10 +69,10 @@ export class Suggester {
     if (this.#view.text.trim() !== "" && !this.#holding) this.#askIn(0);
   }
 
-  /** A fault that another text does not help against. */
-  get #lastingFault() {
+  /** The fault, if it lasts: a key is wanted whatever the text is, and what is tried again by itself concerns any text but a blank one. */
+  #faultFor(isBlank) {
     const { fault, retryAt } = this.#view;
-    return retryAt !== null || fault?.status === 401 ? fault : null;
+    return fault?.status === 401 || (retryAt !== null && !isBlank) ? fault : null;
   }
 
   /** Ends what runs and what waits. Nothing of it is shown afterwards. */

@@ -24,6 +24,7 @@ from promptgen.generation.candidates import CandidateSet, Finished, Piece
 from promptgen.generation.engine import Engine
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
 from promptgen.generation.request import Answer, EngineStats, Event, FailureEvent, TextRequest
+from promptgen.text.tokenizer import Tokenizer
 
 State = Literal["new", "loading", "ready", "draining", "failed", "stopped"]
 Delta = Piece | Finished | Answer  # the Answer comes last, once
@@ -76,6 +77,13 @@ class AsyncEngine:
     @property
     def info(self) -> ModelInfo | None:
         return self._model.info if self._model else None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary at work. Raises Overloaded while nothing is answered."""
+        if self.state != "ready" or self._model is None:
+            raise Overloaded(f"the service is {self.state}", retry_after_s=5)
+        return self._model.tokenizer
 
     @property
     def stats(self) -> EngineStats:
@@ -170,6 +178,7 @@ class AsyncEngine:
                 queue_s=timing.started - timing.submitted,
                 prefill_s=timing.first - timing.started,
                 decode_s=timing.last - timing.first,
+                num_unknown_tokens=candidates.request.prompt_ids.count(model.tokenizer.unknown_id),
             )
         finally:
             del self._streams[request_id]

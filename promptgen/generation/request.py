@@ -137,6 +137,7 @@ class Answer:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    num_unknown_tokens: int = 0  # of the prompt: what the vocabulary lacks
 
     @property
     def num_completion_tokens(self) -> int:

@@ -16,6 +16,7 @@ from promptgen.generation.request import Sampling
 from promptgen.server import schema
 from promptgen.server.body import read_json_object
 from promptgen.server.guards import wants_ascii
+from promptgen.server.outcome import OUTCOME
 from promptgen.server.sse import stream_answer
 
 ENGINE = web.AppKey("engine", AsyncEngine)
@@ -46,6 +47,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     if body.stream:
         return await stream_answer(request, engine, body, asked, settings.request_timeout_s)
     answer = await engine.answer(asked, first_token_timeout_s=settings.request_timeout_s)
+    request[OUTCOME].answer = answer
     total_s = time.perf_counter() - started
     value: dict[str, Any] = {"result": schema.results(body, answer), "time": round(total_s, 6)}
     if body.details:

@@ -29,6 +29,7 @@ from promptgen.generation.request import Answer, TextRequest
 from promptgen.server import schema
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
+from promptgen.server.outcome import OUTCOME, Outcome
 
 HEARTBEAT_S = 15.0
 STALLED_READER_S = 30.0
@@ -43,7 +44,7 @@ async def stream_answer(
 ) -> web.StreamResponse:
     """Sends the answer as events. The first delta is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
     model = engine.info.name if engine.info else ""
-    writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter())
+    writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter(), request[OUTCOME])
     response = _new_response(request)
     async with contextlib.aclosing(_events(engine, writer, timeout_s)) as events:
         first = await anext(events)
@@ -53,6 +54,7 @@ async def stream_answer(
             async for event in events:
                 await _send(request, response, event)
         except ConnectionResetError:
+            writer.outcome.left = True
             _log.info("the reader of a stream left", extra={"request_id": request["id"]})
     return response
 
@@ -76,12 +78,10 @@ async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> Asy
                     pending = asyncio.ensure_future(anext(deltas, None))
                     yield writer.delta(delta)
         except RequestError as fault:
-            yield writer.event(HttpFault.of(fault).body())
+            yield writer.fault(HttpFault.of(fault))
         except Exception:
             _log.exception("a stream failed")
-            yield writer.event(
-                HttpFault(500, "internal_error", "something unforeseen happened; the log has more").body()
-            )
+            yield writer.fault(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
         finally:
             await _settle(pending)
     yield _DONE
@@ -126,6 +126,7 @@ class _Writer:
     model: str
     ascii_only: bool
     started: float
+    outcome: Outcome
 
     def echo(self) -> bytes:
         """With echo, the context comes first in each candidate: joined pieces are exactly the results."""
@@ -146,7 +147,12 @@ class _Writer:
             case Answer():
                 return self.answer(delta)
 
+    def fault(self, fault: HttpFault) -> bytes:
+        self.outcome.code = fault.code
+        return self.event(fault.body())
+
     def answer(self, answer: Answer) -> bytes:
+        self.outcome.answer = answer
         total_s = time.perf_counter() - self.started
         value: dict[str, Any] = {"result": schema.results(self.body, answer), "time": round(total_s, 6)}
         if self.body.details:

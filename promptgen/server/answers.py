@@ -50,15 +50,21 @@ class Timing(_Answer):
 
 
 class _Details(_Answer):
-    candidates: Annotated[list[CandidateDetails] | Absent, Field(description="with details")] = None
     usage: Annotated[Usage | Absent, Field(description="with details")] = None
     timing: Annotated[Timing | Absent, Field(description="with details")] = None
     model: Annotated[str | Absent, Field(description="with details: the model's name")] = None
     seed: Annotated[int | Absent, Field(description="with details: what gives this answer again")] = None
+    redrawn: Annotated[
+        int | Absent,
+        Field(description="with details: candidates drawn anew, being equal to others or having a bad word"),
+    ] = None
+    missing: Annotated[int | Absent, Field(description="with details: candidates wanting, as no other came")] = None
 
 
 class GenerateAnswer(_Details):
     """The answer of POST /generate."""
+
+    candidates: Annotated[list[CandidateDetails] | Absent, Field(description="with details")] = None
 
     result: Annotated[list[str], Field(description="the candidates")]
     time: Annotated[_Seconds, Field(description="seconds from validation to the last token")]
@@ -94,6 +100,9 @@ class ResultEvent(_Details):
     time: Annotated[_Seconds, Field(description="seconds from validation to the last token")]
     order: Annotated[list[int] | Absent, Field(description="indices, best first")] = None
     scores: Annotated[list[float | None] | Absent, Field(description="of the candidates, in this order")] = None
+    candidates: Annotated[
+        list[CandidateDetails] | None, Field(description="with details, best first; null where result is")
+    ] = None
     omitted: Annotated[str | Absent, Field(description="why result is null")] = None
 
 

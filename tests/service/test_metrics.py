@@ -446,3 +446,16 @@ def test_the_dashboard_names_exported_metrics_and_labels_only(seen: Server) -> N
     named = {name for expr in expressions for name in re.findall(r"\b(?:promptgen|process)_[a-z0-9_]+", expr)}
     assert len(named) > 20
     assert named - exported == set()
+
+
+def test_the_operations_manual_names_every_metric_and_no_other(seen: Server) -> None:
+    exported = {name for name, _ in scrape(seen)}
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:promptgen|process)_[a-z0-9_]+(?=[^a-z0-9_/.-])", text))
+    parts = re.compile(r"_(bucket|sum|count|created)$")
+    wanted = {
+        parts.sub("", name) for name in exported if name.startswith("promptgen_") and not name.endswith("_created")
+    }
+    assert wanted - named == set()
+    known = exported | {parts.sub("", name) for name in exported}
+    assert named - known == set()

@@ -27,7 +27,7 @@ from promptgen.config import ServeSettings
 from promptgen.errors import RequestError, UsageError
 from promptgen.server.faults import HttpFault
 from promptgen.server.metrics import Metrics
-from promptgen.server.outcome import CLIENT_LEFT, OUTCOME, Outcome, route_of, server_timing
+from promptgen.server.outcome import CALLER, CLIENT_LEFT, ID, OUTCOME, Outcome, route_of, server_timing
 
 REQUEST_ID = "X-Request-Id"
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # answered without a key
@@ -113,7 +113,7 @@ def outer(metrics: Metrics) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get(REQUEST_ID, "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        request["id"] = request_id
+        request[ID] = request_id
         outcome = request[OUTCOME] = Outcome()
         started = time.perf_counter()
         status = CLIENT_LEFT
@@ -143,7 +143,7 @@ def _log_access(request: web.Request, status: int, took_s: float, outcome: Outco
         "route": route_of(request),
         "status": status,
         "took_ms": round(took_s * 1000, 1),
-        "request_id": request["id"],
+        "request_id": request[ID],
     }
     if outcome.code is not None:
         extra["code"] = outcome.code
@@ -160,8 +160,8 @@ async def _answer(request: web.Request, handler: Handler, outcome: Outcome) -> w
     except (HttpFault, RequestError, web.HTTPException) as error:
         fault = _fault_of(error, request)
     except Exception:
-        _log.exception("unforeseen", extra={"request_id": request["id"]})
-        message = f"something unforeseen happened; look for {request['id']} in the log"
+        _log.exception("unforeseen", extra={"request_id": request[ID]})
+        message = f"something unforeseen happened; look for {request[ID]} in the log"
         fault = HttpFault(500, "internal_error", message)
     outcome.code = fault.code
     return fault.response(ascii_only=wants_ascii(request))
@@ -242,7 +242,7 @@ def check_key(settings: ServeSettings) -> Middleware:
                     "send a valid key as Authorization: Bearer or X-Api-Key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            request["caller"] = caller
+            request[CALLER] = caller
         return await handler(request)
 
     return middleware

@@ -20,6 +20,9 @@ class Outcome:
     left: bool = False
 
 
+# What the door writes on a request for those behind it.
+ID = web.RequestKey("id", str)
+CALLER = web.RequestKey("caller", str)  # a name for the key that was sent
 OUTCOME = web.RequestKey("outcome", Outcome)
 
 

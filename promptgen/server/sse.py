@@ -29,7 +29,7 @@ from promptgen.generation.request import Answer, TextRequest
 from promptgen.server import schema
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
-from promptgen.server.outcome import OUTCOME, Outcome
+from promptgen.server.outcome import ID, OUTCOME, Outcome
 
 HEARTBEAT_S = 15.0
 STALLED_READER_S = 30.0
@@ -55,7 +55,7 @@ async def stream_answer(
                 await _send(request, response, event)
         except ConnectionResetError:
             writer.outcome.left = True
-            _log.info("the reader of a stream left", extra={"request_id": request["id"]})
+            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
     return response
 
 
@@ -100,7 +100,7 @@ def _new_response(request: web.Request) -> web.StreamResponse:
             "Content-Type": "text/event-stream",
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            "X-Request-Id": request["id"],
+            "X-Request-Id": request[ID],
             "X-Content-Type-Options": "nosniff",
         }
     )

@@ -89,6 +89,13 @@ class GenerateSettings(EngineSettings):
         None, "over 1: words that stand there already become less likely", ge=0.1, le=10
     )
     seed: int | None = option(None, "same seed, same text", ge=-(2**63), le=2**63 - 1)
+    stop: tuple[str, ...] = option((), "cut before this text, repeatable")
+    until: str = option("document", "where a candidate ends at the latest: sentence, line or document")
+    min_length: int = option(0, "words before a candidate may end", ge=0)
+    heal: bool = option(True, "a prompt that was cut within a word goes on with that word")
+    distinct: bool = option(True, "no two candidates are equal")
+    distinct_first: bool = option(False, "at most one candidate for each first word")
+    rank: str = option("likelihood", "order: likelihood, or none for as drawn")
     input: Path | None = option(None, "file with one context a line")
     output: Path | None = option(None, "JSONL file for --input; continued where it stopped")
 

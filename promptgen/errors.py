@@ -10,6 +10,7 @@
         ├── InvalidRequest          a field is wrong; `param` names it
         │   └── ContextLengthExceeded   prompt + new tokens do not fit the window
         ├── Overloaded              no room now; ask again after `retry_after_s`
+        ├── Superseded              a newer request of its session took its place
         ├── DeadlineExceeded        no token came before the deadline
         └── EngineFailure           the engine failed on this request
 
@@ -91,6 +92,13 @@ class Overloaded(RequestError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Superseded(RequestError):
+    code = "superseded"
+
+    def __init__(self) -> None:
+        super().__init__("a newer request of this session took its place")
 
 
 class DeadlineExceeded(RequestError):

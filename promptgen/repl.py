@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import sys
+from typing import Any, get_args
 
 from promptgen.config import GenerateSettings
-from promptgen.errors import RequestError
+from promptgen.errors import RequestError, UsageError
 from promptgen.generation.local import Generator
-from promptgen.generation.request import Sampling, TextRequest
+from promptgen.generation.request import Rank, Sampling, TextRequest, Until
 
 
 def text_request(settings: GenerateSettings, defaults: Sampling, prompt: str) -> TextRequest:
@@ -20,7 +21,25 @@ def text_request(settings: GenerateSettings, defaults: Sampling, prompt: str) ->
         top_p=settings.top_p,
         repetition_penalty=settings.repetition_penalty,
     )
-    return TextRequest(prompt, settings.samples, settings.maxlength, sampling)
+    return TextRequest(
+        prompt,
+        settings.samples,
+        settings.maxlength,
+        sampling,
+        settings.stop,
+        heal=settings.heal,
+        distinct=settings.distinct,
+        distinct_first=settings.distinct_first,
+        rank=_one_of(settings.rank, Rank, "--rank"),
+        min_new_tokens=settings.min_length,
+        until=_one_of(settings.until, Until, "--until"),
+    )
+
+
+def _one_of(value: str, choices: Any, name: str) -> Any:
+    if value not in get_args(choices):
+        raise UsageError(f"{name}: must be {' or '.join(get_args(choices))}, is {value!r}")
+    return value
 
 
 def show(generator: Generator, settings: GenerateSettings, prompt: str) -> None:

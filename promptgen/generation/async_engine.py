@@ -13,24 +13,25 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Literal
 
 from promptgen.config import EngineSettings
-from promptgen.errors import DeadlineExceeded, EngineFailure, Overloaded, PromptgenError
-from promptgen.generation.candidates import CandidateSet, Finished, Piece
+from promptgen.errors import DeadlineExceeded, EngineFailure, Overloaded, PromptgenError, Superseded
+from promptgen.generation.candidates import CandidateSet, Shown
 from promptgen.generation.engine import Engine
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
-from promptgen.generation.request import Answer, EngineStats, Event, FailureEvent, TextRequest
+from promptgen.generation.request import Answer, EngineStats, Event, FailureEvent, GenerationRequest, TextRequest
 from promptgen.text.tokenizer import Tokenizer
 
 State = Literal["new", "loading", "ready", "draining", "failed", "stopped"]
-Delta = Piece | Finished | Answer  # the Answer comes last, once
+Delta = Shown | Answer  # the Answer comes last, once
 
 _Command = tuple[int, Callable[[Engine], None]]  # on behalf of which request, and what
 
+SUPERSEDED = "a newer request of this session took its place"
 _LONG_PROMPT = 2000  # characters; encoding more than this is moved off the loop
 _log = logging.getLogger(__name__)
 
@@ -65,10 +66,12 @@ class AsyncEngine:
     load: Callable[[EngineSettings], OpenModel] = open_model
     state: State = "new"
     fault: PromptgenError | None = None
+    num_superseded: int = 0
     died: asyncio.Event = field(default_factory=asyncio.Event)
     _model: OpenModel | None = None
     _commands: queue.SimpleQueue[_Command | None] = field(default_factory=queue.SimpleQueue)
     _streams: dict[int, asyncio.Queue[_Step]] = field(default_factory=dict)
+    _sessions: dict[tuple[str, str], int] = field(default_factory=dict)  # the request that runs, by salt and session
     _ids: count[int] = field(default_factory=count)
     _thread: threading.Thread | None = None
     _loop: asyncio.AbstractEventLoop | None = None
@@ -147,19 +150,19 @@ class AsyncEngine:
         """Pieces and finished candidates as they come, the Answer last. Closing the generator frees the rows before the next step.
 
         Raises Overloaded (not ready, or queue full), InvalidRequest, DeadlineExceeded (no token after `first_token_timeout_s`),
-        EngineFailure.
+        EngineFailure, Superseded (a newer request of the same session came).
         """
         model = self._ready_model()
         timing = _Timing(time.perf_counter())
         if len(request.prompt) > _LONG_PROMPT:
-            candidates = await asyncio.to_thread(CandidateSet, model.tokenizer, request)
+            candidates = await asyncio.to_thread(model.candidates, request)
             self._ready_model()  # things may have changed meanwhile
         else:
-            candidates = CandidateSet(model.tokenizer, request)
-        model.engine.check(candidates.request)
+            candidates = model.candidates(request)
         request_id, inbox = next(self._ids), asyncio.Queue[_Step]()
         self._streams[request_id] = inbox
-        self._commands.put((request_id, lambda engine: engine.add(request_id, candidates.request)))
+        self._take_session(request, request_id)
+        self._order(request_id, candidates.requests)
         try:
             while not candidates.is_complete:
                 try:
@@ -172,31 +175,51 @@ class AsyncEngine:
                 timing.note(step)
                 for delta in self._take(step, candidates, request_id):
                     yield delta
-            yield Answer(
-                candidates.candidates(),
-                len(candidates.request.prompt_ids),
+            yield replace(
+                candidates.answer(),
                 queue_s=timing.started - timing.submitted,
                 prefill_s=timing.first - timing.started,
                 decode_s=timing.last - timing.first,
-                num_unknown_tokens=candidates.request.prompt_ids.count(model.tokenizer.unknown_id),
             )
         finally:
             del self._streams[request_id]
+            self._leave_session(request, request_id)
             if not self._streams:
                 self._idle.set()
             if not candidates.is_complete:
                 self._commands.put((request_id, lambda engine: engine.cancel(request_id)))
 
-    def _take(self, step: _Step, candidates: CandidateSet, request_id: int) -> list[Piece | Finished]:
-        shown: list[Piece | Finished] = []
+    def _take(self, step: _Step, candidates: CandidateSet, request_id: int) -> list[Shown]:
+        shown: list[Shown] = []
         for event in step.events:
             if isinstance(event, FailureEvent):
-                raise EngineFailure(event.message)
-            new = candidates.take(event)
-            shown += new
-            for finished in (delta for delta in new if isinstance(delta, Finished)):
-                self._commands.put((request_id, partial(_cancel_sample, request_id, finished.sample)))
+                raise Superseded() if event.message is SUPERSEDED else EngineFailure(event.message)
+            shown += candidates.take(event)
+        orders, needless = candidates.take_orders()
+        for sample in needless:
+            self._commands.put((request_id, partial(_cancel_sample, request_id, sample)))
+        self._order(request_id, orders)
         return shown
+
+    def _order(self, request_id: int, parts: list[GenerationRequest]) -> None:
+        for part in parts:
+            self._commands.put((request_id, partial(_add, request_id, part)))
+
+    def _take_session(self, request: TextRequest, request_id: int) -> None:
+        """A newer request of a session takes the place of the older one, whose rows are free at the next step."""
+        if not request.session:
+            return
+        older = self._sessions.get((request.salt, request.session))
+        self._sessions[request.salt, request.session] = request_id
+        if older is not None and (inbox := self._streams.get(older)) is not None:
+            self._commands.put((older, lambda engine: engine.cancel(older)))
+            now = time.perf_counter()
+            inbox.put_nowait(_Step([FailureEvent(older, SUPERSEDED)], now, now))
+            self.num_superseded += 1
+
+    def _leave_session(self, request: TextRequest, request_id: int) -> None:
+        if self._sessions.get((request.salt, request.session)) == request_id:
+            del self._sessions[request.salt, request.session]
 
     def _ready_model(self) -> OpenModel:
         if self.state != "ready" or self._model is None:
@@ -271,6 +294,10 @@ class AsyncEngine:
         now = time.perf_counter()
         for request_id, inbox in self._streams.items():
             inbox.put_nowait(_Step([FailureEvent(request_id, message)], now, now))
+
+
+def _add(request_id: int, part: GenerationRequest, engine: Engine) -> None:
+    engine.add(request_id, part)
 
 
 def _cancel_sample(request_id: int, sample: int, engine: Engine) -> None:

@@ -1,14 +1,20 @@
-"""Where ids become text: the candidates of one request, fed with the engine's events.
+"""Where text becomes ids and ids become text: the candidates of one request, fed with the engine's events.
 
 One path for whole answers and streams: `CandidateSet.take` turns an event into the piece of text that may be shown now, and the
-joined pieces of a candidate are exactly its completion.
+joined pieces of a candidate are exactly its completion. Candidate i is first drawn as sample i. When it turns out equal to another, or
+holds a bad word, it is withdrawn and drawn anew as sample i + n, i + 2n, ... Of two that are equal the one with the lower sample
+stays, so that the order in which they end makes no difference (deferred acceptance: Gale and Shapley 1962).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
+from promptgen.errors import InvalidRequest
+from promptgen.generation.healing import Healed, Healer
 from promptgen.generation.request import (
+    Answer,
     Candidate,
     Event,
     FinishEvent,
@@ -16,8 +22,13 @@ from promptgen.generation.request import (
     GenerationRequest,
     TextRequest,
     TokenEvent,
+    Until,
 )
 from promptgen.text.tokenizer import Detokenizer, Tokenizer
+from promptgen.text.words import clean
+
+MAX_ROUNDS = 6  # a candidate is drawn at most so often
+_SENTENCE_END = re.compile(r"(?:[。！？!?…]|\.(?=\s|$))[。！？!?….]*[\"'”’」』）)]*")
 
 
 @dataclass(slots=True)
@@ -36,15 +47,31 @@ class Finished:
     candidate: Candidate
 
 
-class CandidateText:
-    """The text of one candidate as it grows, cut before the first stop string.
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Candidate `sample` is not to be shown: its text is dropped. Another comes in its place, unless this `is_final`."""
 
-    Text that may be the beginning of a stop string is held back until that is decided.
+    sample: int
+    is_final: bool
+
+
+Shown = Piece | Finished | Withdrawn
+
+
+class CandidateText:
+    """The text of one candidate as it grows, cut before the first stop string and after the first sentence or line if that is wanted.
+
+    Text that may be the beginning of a stop string, or after which a sentence may be over, is held back until that is decided. The first
+    characters, `typed` by the caller already, are left out.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, stops: tuple[str, ...], *, typed: str = "", until: Until = "document"
+    ) -> None:
         self._detokenizer = detokenizer
-        self._stops = stops
+        self._stops = (*stops, "\n") if until == "line" else stops
+        self._ends_with_sentence = until == "sentence"
+        self._typed = typed
         self._held = ""
         self._shown: list[str] = []
         self.num_tokens = 0
@@ -53,40 +80,66 @@ class CandidateText:
         self.candidate: Candidate | None = None
 
     def push(self, token_id: int, logprob: float) -> str:
-        self.num_tokens += 1
         self.logprob += logprob
         piece = self._detokenizer.push(token_id)
-        if self._stops:
+        if self._typed:
+            piece = self._leave_out(piece)
+            self.num_tokens += bool(piece)  # a token that only spells what was typed is none of the new ones
+        else:
+            self.num_tokens += 1
+        if self._stops or self._ends_with_sentence:
             return self._show(piece)
         self._shown.append(piece)
         return piece
 
-    def finish(self, reason: FinishReason, *, with_logprob: bool) -> str:
+    def finish(self, reason: FinishReason, *, end_logprob: float = 0.0, with_logprob: bool) -> str:
         piece = "" if self.is_stopped else self._show(self._detokenizer.finish())
         if not self.is_stopped:
             # No more will come, so no longer match has to be waited for.
-            cut = self._find_stop()
+            stop, over = self._find_stop(), self._find_sentence(is_all=True)
+            cut = min((at for at in (stop, over) if at is not None), default=None)
             reason = reason if cut is None else "stop"
             piece += self._release(len(self._held) if cut is None else cut)
+        num_scored = self.num_tokens + (end_logprob != 0)
         self.candidate = Candidate(
-            "".join(self._shown), self.num_tokens, self.logprob if with_logprob else None, reason
+            "".join(self._shown),
+            self.num_tokens,
+            self.logprob if with_logprob else None,
+            reason,
+            (self.logprob + end_logprob) / max(1, num_scored) if with_logprob else None,
         )
         return piece
+
+    def _leave_out(self, piece: str) -> str:
+        """The piece without what was typed already."""
+        if not piece.startswith(self._typed[0]):
+            piece = piece.lstrip(" ")  # a space between two words that the prompt has as well
+        length = min(len(piece), len(self._typed))
+        self._typed = self._typed[length:]
+        return piece[length:]
 
     def _show(self, piece: str) -> str:
         """Takes a piece in and returns what may be shown: up to the first match, or to where one may be beginning."""
         self._held += piece
-        cut, beginning = self._find_stop(), self._find_beginning()
-        if cut is not None and cut <= beginning:
+        beginning = self._find_beginning()
+        cuts = [at for at in (self._find_stop(), self._find_sentence()) if at is not None and at <= beginning]
+        if cuts:
             self.is_stopped = True
-            return self._release(cut)
+            return self._release(min(cuts))
         return self._release(beginning)
 
     def _find_stop(self) -> int | None:
         return min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
 
+    def _find_sentence(self, *, is_all: bool = False) -> int | None:
+        """Where the first sentence is over; None while quotes that belong to it may follow, unless this `is_all`."""
+        if not self._ends_with_sentence:
+            return None
+        match = _SENTENCE_END.search(self._held)
+        return match.end() if match and (is_all or match.end() < len(self._held)) else None
+
     def _find_beginning(self) -> int:
-        """Where the held text ends in the beginning of a stop string; its length if it does not."""
+        """Where the held text ends in the beginning of a stop string or the end of a sentence; its length if in none."""
         longest = max(
             (
                 n
@@ -96,7 +149,10 @@ class CandidateText:
             ),
             default=0,
         )
-        return len(self._held) - longest
+        beginning = len(self._held) - longest
+        if self._ends_with_sentence and (match := _SENTENCE_END.search(self._held)) and match.end() == len(self._held):
+            beginning = min(beginning, match.start())
+        return beginning
 
     def _release(self, length: int) -> str:
         piece, self._held = self._held[:length], self._held[length:]
@@ -105,48 +161,188 @@ class CandidateText:
 
 
 class CandidateSet:
-    """All candidates of one request. `request` is what the engine is asked."""
+    """All candidates of one request.
 
-    def __init__(self, tokenizer: Tokenizer, text: TextRequest) -> None:
-        prompt_ids = (tokenizer.begin_id, *tokenizer.encode(text.prompt))
-        self.request = GenerationRequest(
-            prompt_ids,
+    `requests` are what the engine is asked first. After each `take`, `take_orders` says what to ask it next, and which samples need not go on.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, text: TextRequest, healer: Healer | None = None, *, window: int | None = None
+    ) -> None:
+        """Raises InvalidRequest for a word of `logit_bias` that the vocabulary does not have."""
+        self._tokenizer, self._text = tokenizer, text
+        self._healer = healer or Healer(tokenizer)
+        whole = (tokenizer.begin_id, *tokenizer.encode(text.prompt))
+        self.num_prompt_tokens = len(whole)
+        self._num_unknown = whole.count(tokenizer.unknown_id)
+        self._with_logprobs = text.want_logprobs or text.rank == "likelihood" or bool(text.choices)
+        self._num = len(text.choices) or text.num_samples
+        healed = self._healed(whole, window)
+        self._start = tokenizer.detokenizer(healed.text if healed else text.prompt)
+        self._typed = healed.rest if healed else ""
+        self._basic = GenerationRequest(
+            healed.prompt_ids if healed else whole,
             text.num_samples,
             text.max_new_tokens,
             text.sampling,
-            text.want_logprobs,
+            self._with_logprobs,
             text.ignore_end,
             text.salt,
+            min_new_tokens=text.min_new_tokens,
+            bias=_bias(tokenizer, text),
+            branches=healed.branches if healed else (),
+            distinct_first=text.distinct_first,
+            remember=bool(text.session) and not text.min_new_tokens,
         )
-        start = tokenizer.detokenizer(text.prompt)
-        self._texts = [CandidateText(start.fork(), text.stop) for _ in range(text.num_samples)]
-        self._num_open = text.num_samples
+        self.requests = self._scored(whole) if text.choices else [self._basic]
+        self._bad_words = tuple(clean(word).strip() for word in text.bad_words)
+        self._texts = [self._new_text() for _ in range(self._num)]
+        self._samples = list(range(self._num))  # the sample that candidate i is now
+        self._kept: dict[str, int] = {}  # candidates by what they say
+        self._num_open = self._num
+        self._num_redrawn = 0
+        self._orders: list[GenerationRequest] = []
+        self._needless: list[int] = []
 
     @property
     def is_complete(self) -> bool:
         return self._num_open == 0
 
-    def take(self, event: Event) -> list[Piece | Finished]:
-        """What an event of this request adds. Events of a candidate that met a stop string already are ignored."""
+    @property
+    def num_open(self) -> int:
+        """Candidates that are still being drawn."""
+        return self._num_open
+
+    def take(self, event: Event) -> list[Shown]:
+        """What an event of this request adds. Events of a sample that is over already are ignored."""
+        if not isinstance(event, TokenEvent | FinishEvent):
+            return []
+        index = event.sample % self._num
+        text = self._texts[index]
+        if self._samples[index] != event.sample or text.candidate is not None:
+            return []
         if isinstance(event, TokenEvent):
-            text = self._texts[event.sample]
-            if text.candidate is not None:
-                return []
             piece = text.push(event.token_id, event.logprob)
-            shown: list[Piece | Finished] = [Piece(event.sample, piece)] if piece else []
-            return shown + self._finish(event.sample, "stop") if text.is_stopped else shown
-        if isinstance(event, FinishEvent) and self._texts[event.sample].candidate is None:
-            return self._finish(event.sample, event.reason)
-        return []
+            shown: list[Shown] = [Piece(index, piece)] if piece else []
+            return shown + self._finish(index, "stop") if text.is_stopped else shown
+        return self._finish(index, event.reason, event.logprob)
 
-    def candidates(self) -> tuple[Candidate, ...]:
+    def take_orders(self) -> tuple[list[GenerationRequest], list[int]]:
+        """What to ask the engine further, and the samples that it may drop; each is told once."""
+        orders = self._orders, self._needless
+        self._orders, self._needless = [], []
+        return orders
+
+    def answer(self) -> Answer:
+        """The candidates in the order that was asked for. Timing is left to who has the clock."""
         assert self.is_complete
-        return tuple(text.candidate for text in self._texts if text.candidate is not None)
+        found = [text.candidate for text in self._texts if text.candidate is not None]
+        if self._text.rank == "likelihood":
+            found.sort(key=lambda candidate: -(candidate.score or 0.0))
+        return Answer(
+            tuple(found),
+            self.num_prompt_tokens,
+            num_redrawn=self._num_redrawn,
+            num_missing=self._num - len(found),
+            num_unknown_tokens=self._num_unknown,
+        )
 
-    def _finish(self, sample: int, reason: FinishReason) -> list[Piece | Finished]:
-        text = self._texts[sample]
-        piece = text.finish(reason, with_logprob=self.request.want_logprobs)
+    def _healed(self, whole: tuple[int, ...], window: int | None) -> Healed | None:
+        """How the prompt goes on; None for what needs no word about it."""
+        text, healer = self._text, self._healer
+        if text.choices:
+            return None
+        healed = healer.heal(text.prompt, whole) if text.heal else None
+        if healed is None:
+            return healer.whole(text.prompt, whole) if text.distinct_first or text.session else None
+        room = (window or len(whole) + text.max_new_tokens + 1) - text.max_new_tokens - len(healed.prompt_ids)
+        fitting = tuple(branch for branch in healed.branches if len(branch.path_ids) + bool(healed.rest) <= room)
+        return replace(healed, branches=fitting) if any(len(b.cover_ids) for b in fitting) else None
+
+    def _scored(self, whole: tuple[int, ...]) -> list[GenerationRequest]:
+        """One request for each choice: its tokens are given, and the engine says how likely they are."""
+        encode, requests = self._tokenizer.encode, []
+        for index, choice in enumerate(self._text.choices):
+            ids = (whole[0], *encode(self._text.prompt + choice))
+            common = next((n for n, pair in enumerate(zip(whole, ids, strict=False)) if pair[0] != pair[1]), len(whole))
+            forced = ids[min(common, len(ids)) :]
+            if not forced:
+                raise InvalidRequest(f"choice {index} adds nothing to the context", param="choices")
+            requests.append(
+                GenerationRequest(
+                    ids[: len(ids) - len(forced)],
+                    1,
+                    len(forced),
+                    want_logprobs=True,
+                    salt=self._text.salt,
+                    first_sample=index,
+                    forced_ids=forced,
+                )
+            )
+        return requests
+
+    def _new_text(self) -> CandidateText:
+        return CandidateText(self._start.fork(), self._text.stop, typed=self._typed, until=self._text.until)
+
+    def _finish(self, index: int, reason: FinishReason, end_logprob: float = 0.0) -> list[Shown]:
+        text = self._texts[index]
+        if text.is_stopped:
+            self._needless.append(self._samples[index])
+        piece = text.finish(reason, end_logprob=end_logprob, with_logprob=self._with_logprobs)
         assert text.candidate is not None
         self._num_open -= 1
-        finished = Finished(sample, text.candidate)
-        return [Piece(sample, piece), finished] if piece else [finished]
+        text.candidate = replace(text.candidate, index=index)
+        if self._text.choices:
+            text.candidate = replace(text.candidate, completion=self._text.choices[index])
+            return [Finished(index, text.candidate)]
+        if not self._text.want_logprobs:
+            text.candidate = replace(text.candidate, logprob=None)
+        said = clean(text.candidate.completion).strip()
+        if any(word in said for word in self._bad_words):
+            return self._withdraw(index)
+        withdrawn: list[Shown] = []
+        if self._text.distinct:
+            other = self._kept.get(said)
+            if other is not None and self._samples[other] < self._samples[index]:
+                return self._withdraw(index)
+            self._kept[said] = index
+            if other is not None:
+                withdrawn = self._withdraw(other)
+        finished = Finished(index, text.candidate)
+        return [*([Piece(index, piece)] if piece else []), finished, *withdrawn]
+
+    def _withdraw(self, index: int) -> list[Shown]:
+        """Draws candidate `index` anew, if it may be drawn once more."""
+        sample = self._samples[index] + self._num
+        self._texts[index] = self._new_text()
+        if sample < MAX_ROUNDS * self._num and not self._is_certain:
+            self._samples[index] = sample
+            self._orders.append(replace(self._basic, num_samples=1, first_sample=sample))
+            self._num_open += 1
+            self._num_redrawn += 1
+            return [Withdrawn(index, is_final=False)]
+        self._samples[index] = -1
+        return [Withdrawn(index, is_final=True)]
+
+    @property
+    def _is_certain(self) -> bool:
+        """Whether another draw would be the same."""
+        return self._text.sampling.is_greedy and not self._text.distinct_first
+
+
+def _bias(tokenizer: Tokenizer, text: TextRequest) -> tuple[tuple[int, float], ...]:
+    """Biases by token: those asked for, and never a token that is a bad word by itself."""
+    biases: dict[int, float] = {}
+    for word, bias in text.logit_bias:
+        ids = tokenizer.encode(word)
+        if len(ids) != 1 or ids[0] == tokenizer.unknown_id:
+            raise InvalidRequest(
+                "logit_bias: every key must be one word of the vocabulary; POST /tokenize shows how a text is split",
+                param="logit_bias",
+            )
+        biases[ids[0]] = bias
+    for word in text.bad_words:
+        ids = tokenizer.encode(word)
+        if len(ids) == 1 and ids[0] != tokenizer.unknown_id:
+            biases[ids[0]] = float("-inf")
+    return tuple(biases.items())

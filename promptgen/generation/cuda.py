@@ -51,7 +51,8 @@ class _Bucket:
 
 def _suits_graph(rows: NDArray[np.void]) -> bool:
     """Whether the draw within a graph does all that these rows ask for."""
-    return not ((rows["top_k"] > GRAPH_K).any() or (rows["penalty"] != 1).any() or rows["wants_logprob"].any())
+    is_special = (rows["penalty"] != 1) | (rows["wants_logprob"] > 0) | (rows["has_bias"] > 0) | (rows["is_forced"] > 0)
+    return not ((rows["top_k"] > GRAPH_K) | is_special).any()
 
 
 class CudaGpt2(EagerGpt2):
@@ -132,7 +133,7 @@ class CudaGpt2(EagerGpt2):
         self._logits[: bucket.num_rows, : self._memory.shape.vocabulary] = logits
         bucket.positions.add_(1)
         max_k = min(GRAPH_K, self._memory.shape.vocabulary)
-        allowed = allowed_logits(logits, self._memory, bucket.rows)
+        allowed = allowed_logits(logits, self._memory, bucket.rows, bucket.positions)
         bucket.token_ids.copy_(sample(allowed, bucket.positions, bucket.rows, max_k))
 
     def _fill(self, bucket: _Bucket, num_rows: int) -> None:

@@ -26,6 +26,7 @@ class Engine:
         self.window = memory.shape.window
         self.vocabulary = memory.shape.vocabulary
         self.max_rows = len(memory.rows)
+        self.num_prompt_slots = memory.num_prompt_slots
         self._scheduler = Scheduler(
             max_rows=self.max_rows,
             num_prompt_slots=memory.num_prompt_slots,
@@ -50,6 +51,7 @@ class Engine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_reused_tokens=self._num_reused_tokens,
             num_generated_tokens=self._num_generated_tokens,
+            num_recalled_tokens=self._scheduler.num_recalled,
             steps=self._runner.steps.description,
         )
 
@@ -59,6 +61,12 @@ class Engine:
             raise InvalidRequest("a request needs a prompt, a sample and a new token at least")
         if not all(0 <= token_id < self.vocabulary for token_id in request.prompt_ids):
             raise InvalidRequest(f"a token id is outside the vocabulary of {self.vocabulary}")
+        if len(request.branches) > self.num_prompt_slots:
+            raise InvalidRequest(
+                f"{len(request.branches)} branches need as many prompt slots; there are {self.num_prompt_slots}"
+            )
+        if len(request.forced_ids) not in (0, request.max_new_tokens):
+            raise InvalidRequest("as many tokens are given as asked for, or none")
         sampling = request.sampling
         if not (
             sampling.temperature >= 0
@@ -99,7 +107,7 @@ class Engine:
                 FailureEvent(request_id, "the engine failed on this request")
                 for request_id in self._scheduler.drop_running()
             ]
-        events = self._scheduler.update(plan, result.token_ids, result.logprobs)
+        events = self._scheduler.update(plan, result.token_ids, result.logprobs, result.picks)
         self._num_steps += 1
         self._num_prompt_tokens += sum(len(stretch.token_ids) for stretch in plan.stretches)
         self._num_reused_tokens += plan.num_reused

@@ -9,13 +9,15 @@ from typing import Any, cast
 import torch
 
 from promptgen.config import EngineSettings
-from promptgen.errors import FileFault, UsageError
+from promptgen.errors import ContextLengthExceeded, FileFault, UsageError
+from promptgen.generation.candidates import CandidateSet
 from promptgen.generation.cuda import CudaGpt2, DeviceMemory
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
+from promptgen.generation.healing import Healer
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape, read_sampling, read_shape, read_weights
-from promptgen.generation.request import Sampling
+from promptgen.generation.request import Sampling, TextRequest
 from promptgen.generation.steps import Precision, PromptTokens, Steps
 from promptgen.generation.upgrade import Upgrade, check_precision, usable_threads
 from promptgen.text.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
@@ -41,9 +43,19 @@ class OpenModel:
     """`upgrading` is the thread that prepares a faster step, None when there is nothing to prepare."""
 
     tokenizer: Tokenizer
+    healer: Healer
     engine: Engine
     info: ModelInfo
     upgrading: threading.Thread | None = None
+
+    def candidates(self, request: TextRequest) -> CandidateSet:
+        """The candidates of a request, whose parts the engine can serve. Raises InvalidRequest (ContextLengthExceeded)."""
+        candidates = CandidateSet(self.tokenizer, request, self.healer, window=self.info.window)
+        if candidates.num_prompt_tokens + request.max_new_tokens > self.info.window:
+            raise ContextLengthExceeded(candidates.num_prompt_tokens, request.max_new_tokens, self.info.window)
+        for part in candidates.requests:
+            self.engine.check(part)
+        return candidates
 
     def settle(self) -> None:
         """Waits until the step that will stay is ready."""
@@ -83,7 +95,7 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     )
     if settings.device == "cuda":
         memory, steps = _on_cuda(settings, shape, weights, options)
-        return OpenModel(tokenizer, _checked_engine(settings, memory, steps, tokenizer), info)
+        return OpenModel(tokenizer, Healer(tokenizer), _checked_engine(settings, memory, steps, tokenizer), info)
     memory = Memory(shape, **options)
     upgrade = Upgrade(settings, memory, weights, tokenizer.begin_id)
     fast = upgrade.ready()
@@ -91,7 +103,7 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     engine = _checked_engine(settings, memory, fast or EagerGpt2(memory, weights, precision), tokenizer)
     is_worth_it = upgrade_later and upgrade.is_wanted and fast is None
     upgrading = upgrade.prepare(engine.offer) if is_worth_it else None
-    return OpenModel(tokenizer, engine, info, upgrading)
+    return OpenModel(tokenizer, Healer(tokenizer), engine, info, upgrading)
 
 
 def _on_cuda(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -15,7 +16,7 @@ from threading import Lock
 
 from promptgen.config import DEFAULT_MODEL, EngineSettings
 from promptgen.errors import EngineFailure, RequestError
-from promptgen.generation.candidates import CandidateSet, Finished
+from promptgen.generation.candidates import CandidateSet
 from promptgen.generation.loader import open_model
 from promptgen.generation.request import Answer, FailureEvent, Sampling, StartEvent, TextRequest
 
@@ -28,7 +29,7 @@ class Generator:
         model = open_model(settings, upgrade_later=upgrade_later)
         self.info = model.info
         self.settle = model.settle
-        self._tokenizer, self._engine = model.tokenizer, model.engine
+        self._model, self._engine = model, model.engine
         self._ids = count()
 
     def generate(self, request: TextRequest) -> Answer:
@@ -51,13 +52,13 @@ class Generator:
                         exhausted = True
                         break
                     try:
-                        candidates = CandidateSet(self._tokenizer, request)
-                        self._engine.check(candidates.request)
+                        candidates = self._model.candidates(request)
                     except RequestError as fault:
                         yield index, fault
                         continue
                     request_id = next(self._ids)
-                    self._engine.add(request_id, candidates.request)
+                    for part in candidates.requests:
+                        self._engine.add(request_id, part)
                     running[request_id] = (index, candidates, time.perf_counter())
                 yield from self._step(running)
         finally:
@@ -67,7 +68,7 @@ class Generator:
 
     def _has_room(self, running: dict[int, tuple[int, CandidateSet, float]]) -> bool:
         """Whether the rows asked for so far leave any of the engine's idle."""
-        return sum(candidates.request.num_samples for _, candidates, _ in running.values()) < self._engine.max_rows
+        return sum(candidates.num_open for _, candidates, _ in running.values()) < self._engine.max_rows
 
     def _step(self, running: dict[int, tuple[int, CandidateSet, float]]) -> Iterator[tuple[int, Answer | RequestError]]:
         for event in self._engine.step():
@@ -78,19 +79,15 @@ class Generator:
                 del running[event.request_id]
                 yield index, EngineFailure(event.message)
                 continue
-            for shown in candidates.take(event):
-                if isinstance(shown, Finished):
-                    self._engine.cancel(event.request_id, shown.sample)
+            candidates.take(event)
+            orders, needless = candidates.take_orders()
+            for sample in needless:
+                self._engine.cancel(event.request_id, sample)
+            for part in orders:
+                self._engine.add(event.request_id, part)
             if candidates.is_complete:
                 del running[event.request_id]
-                yield (
-                    index,
-                    Answer(
-                        candidates.candidates(),
-                        len(candidates.request.prompt_ids),
-                        decode_s=time.perf_counter() - started,
-                    ),
-                )
+                yield index, replace(candidates.answer(), decode_s=time.perf_counter() - started)
 
 
 _one_at_a_time = Lock()

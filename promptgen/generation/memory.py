@@ -13,9 +13,10 @@ import numpy as np
 
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.noise import sequence_key
-from promptgen.generation.request import GREEDY_BELOW, GenerationRequest
+from promptgen.generation.request import GenerationRequest
 
 NOT_A_TOKEN = float("-inf")
+NEVER = 2**62  # a position that no row reaches
 LOGITS_MULTIPLE = 64  # a line of logits is padded to whole panels of native/kernels.cpp
 
 # One running candidate. Mirrored by `struct Row` in native/kernels.cpp.
@@ -24,13 +25,15 @@ ROW = np.dtype(
         ("token_id", np.int64),  # fed next
         ("position", np.int64),  # where it stands
         ("key", np.int64),  # of its noise
+        ("end_from", np.int64),  # the first position where the end-of-document token may stand
         ("temperature", np.float32),  # never 0
         ("top_p", np.float32),  # 1 when off
         ("penalty", np.float32),  # 1 when off
         ("top_k", np.int32),  # never 0: the vocabulary when off
         ("is_greedy", np.uint8),
         ("wants_logprob", np.uint8),
-        ("ignores_end", np.uint8),
+        ("has_bias", np.uint8),
+        ("is_forced", np.uint8),
     ],
     align=True,
 )
@@ -44,6 +47,8 @@ class Memory:
     logits         [slots, vocabulary padded] float32: after a step, those of the last token of each slot
     bias           [vocabulary] float32, -inf for what is never drawn
     seen           [max_rows, vocabulary]: tokens of the sequence, kept up for rows with a penalty
+    row_bias       [max_rows, vocabulary] float32, for rows that have one
+    forced         [max_rows, window] int32: the token to stand at each position, for rows that are forced
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class Memory:
         self.bias = self._zeros((shape.vocabulary,), "float32")
         self.bias[list(banned_ids)] = NOT_A_TOKEN
         self.seen = self._zeros((max_rows, shape.vocabulary), "uint8")
+        self.row_bias = self._zeros((max_rows, shape.vocabulary), "float32")
+        self.forced = np.zeros((max_rows, shape.window), np.int32)
 
     def _zeros(self, size: tuple[int, ...], kind: str) -> Any:
         """An array that indexes as numpy's do; `kind` is cache, float32 or uint8. Other memories live elsewhere (generation/cuda.py)."""
@@ -76,6 +83,10 @@ class Memory:
         self.copy_prefix(source, target, int(self.rows[source]["position"]) + 1)
         if self.rows[source]["penalty"] != 1:
             self.seen[target] = self.seen[source]
+        if self.rows[source]["has_bias"]:
+            self.row_bias[target] = self.row_bias[source]
+        if self.rows[source]["is_forced"]:
+            self.forced[target] = self.forced[source]
         self.rows[target] = self.rows[source]
         self.num_changes += 1
 
@@ -88,18 +99,33 @@ class Memory:
         if sampling.repetition_penalty != 1:
             self.seen[rows] = 0
             self.seen[rows, list(request.prompt_ids)] = 1
-        greedy, size = sampling.temperature < GREEDY_BELOW, self.shape.vocabulary
+        if request.bias:
+            self.row_bias[rows] = 0
+            for token_id, bias in request.bias:
+                self.row_bias[rows, token_id] = bias
+        if request.forced_ids:
+            self.forced[rows, length : length + len(request.forced_ids)] = request.forced_ids
+        greedy, size = sampling.is_greedy, self.shape.vocabulary
         self.rows[rows] = (
             0,
             length - 1,
             0,
+            NEVER if request.ignore_end else length + request.min_new_tokens,
             1.0 if greedy else sampling.temperature,
             sampling.top_p if 0 < sampling.top_p < 1 else 1.0,
             sampling.repetition_penalty,
             1 if greedy else min(sampling.top_k or size, size),
             greedy,
             request.want_logprobs,
-            request.ignore_end,
+            bool(request.bias),
+            bool(request.forced_ids),
         )
         self.rows["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
         self.num_changes += 1
+
+    def place_token(self, row: int, token_id: int) -> None:
+        """A row that was just started has its first token: drawn elsewhere."""
+        self.rows[row]["position"] += 1
+        self.rows[row]["token_id"] = token_id
+        if self.rows[row]["penalty"] != 1:
+            self.seen[row, token_id] = 1

@@ -3,18 +3,34 @@
 Plain Python, no torch. A prompt owns a slot. One that extends an earlier one is read from where they part: in the same slot if nobody else
 uses it, else in a slot of its own after the common part is copied. The least recently used gives up its slot. Prompts of
 different `salt` never meet, so that one caller cannot find out by timing what another one typed.
+
+A candidate that was drawn may be kept as well. A draw is a function of seed, sample and the tokens before it, so one who
+would draw the same is told what follows, and reads nothing of it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import eq
 
 MIN_SHARED = 2  # tokens; the begin token, which all prompts share, is not worth a copy
 
 
 @dataclass(slots=True)
+class Drawn:
+    """A candidate as it grows: its tokens with those of its prompt. From `num_given` on they were drawn as whoever has the same `key` would
+    draw them; `logprobs` are of these. `end_logprob` when the document ended there."""
+
+    key: Hashable
+    token_ids: list[int]
+    num_given: int
+    logprobs: list[float]
+    end_logprob: float | None = None
+
+
+@dataclass(slots=True, eq=False)
 class Prompt:
     """A slot and what stands in it: the first `num_read` of `token_ids`. `has_logits` when those of the last token do too."""
 
@@ -25,6 +41,7 @@ class Prompt:
     has_logits: bool = False
     num_users: int = 0
     last_use: int = 0
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +57,15 @@ class PromptCache:
     def __init__(self, slots: Sequence[int]) -> None:
         self._prompts = [Prompt(slot) for slot in slots]
         self._clock = count(1)
+        self._drawn: dict[Hashable, list[Prompt]] = {}  # those that hold a candidate, by its key
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self._prompts)
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nobody uses now."""
+        return sum(not prompt.num_users for prompt in self._prompts)
 
     def acquire(self, token_ids: tuple[int, ...], salt: str) -> Place | None:
         """A place for a prompt, its user counted; None while every slot is in use.
@@ -75,13 +98,51 @@ class PromptCache:
         if not prompt.num_users and prompt.num_read < len(prompt.token_ids):  # given up half-way
             prompt.token_ids = prompt.token_ids[: prompt.num_read]
 
+    def keep(self, drawn: Drawn, salt: str) -> int | None:
+        """A slot for a candidate that ended: all its tokens but the last were read elsewhere. None if no slot is free.
+
+        It takes the place of a shorter one of the same key.
+        """
+        free = [prompt for prompt in self._prompts if not prompt.num_users]
+        if not free:
+            return None
+        shorter = [
+            p for p in self._drawn.get(drawn.key, ()) if not p.num_users and _begins(p.token_ids, drawn.token_ids)
+        ]
+        prompt = min(shorter or free, key=lambda p: p.last_use)
+        self._use(prompt, tuple(drawn.token_ids[:-1]))
+        prompt.num_users = 0
+        prompt.salt, prompt.num_read, prompt.drawn = salt, len(prompt.token_ids), drawn
+        self._drawn.setdefault(drawn.key, []).append(prompt)
+        return prompt.slot
+
+    def recall(self, key: Hashable, token_ids: Sequence[int]) -> Drawn | None:
+        """The longest candidate of `key` that was drawn on from `token_ids`."""
+        fitting = [
+            (len(p.drawn.token_ids), p)
+            for p in self._drawn.get(key, ())
+            if p.drawn is not None and p.drawn.num_given <= len(token_ids) and _begins(token_ids, p.drawn.token_ids)
+        ]
+        if not fitting:
+            return None
+        _, prompt = max(fitting, key=lambda pair: pair[0])
+        prompt.last_use = next(self._clock)
+        return prompt.drawn
+
     def forget(self) -> None:
         """Empties all slots: after a failed step nothing in them is trusted."""
         self._prompts = [Prompt(prompt.slot) for prompt in self._prompts]
+        self._drawn.clear()
 
     def _use(self, prompt: Prompt, token_ids: tuple[int, ...] | None = None) -> Prompt:
         if token_ids is not None:
             prompt.token_ids, prompt.has_logits = token_ids, False
+            if prompt.drawn is not None:
+                siblings = self._drawn[prompt.drawn.key]
+                siblings.remove(prompt)
+                if not siblings:
+                    del self._drawn[prompt.drawn.key]
+                prompt.drawn = None
         prompt.num_users += 1
         prompt.last_use = next(self._clock)
         return prompt
@@ -105,3 +166,7 @@ def _num_shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     if a[:shorter] == b[:shorter]:
         return shorter
     return next(index for index in range(shorter) if a[index] != b[index])
+
+
+def _begins(beginning: Sequence[int], token_ids: Sequence[int]) -> bool:
+    return len(beginning) <= len(token_ids) and all(map(eq, beginning, token_ids))

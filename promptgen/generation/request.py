@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+Rank = Literal["likelihood", "none"]
+Until = Literal["sentence", "line", "document"]
 FinishReason = Literal["stop", "length"]
 GREEDY_BELOW = 1e-3  # a lower temperature is greedy: nothing but the likeliest token would be drawn anyway
 
@@ -27,6 +32,10 @@ class Sampling:
     top_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
 
     def with_(
         self,
@@ -51,8 +60,15 @@ class Sampling:
 class TextRequest:
     """`num_samples` continuations of the text `prompt`, of at most `max_new_tokens` tokens each, cut before any of `stop`.
 
+    What a candidate may be: `min_new_tokens` before it may end, none of `bad_words` in it, `logit_bias` (word, nats) added to words of the
+    vocabulary, its end at the first sentence, line or document (`until`). With `choices` nothing is drawn: these texts are scored.
+
+    Which candidates: `heal` goes on with the word that the prompt was cut in; `distinct` has no two equal; `distinct_first` no two with the
+    same first word; `rank` orders them.
+
     `ignore_end` goes on past the end of a document: exactly `max_new_tokens` tokens, for measuring. What was computed for a prompt is
-    reused for others of the same `salt` only.
+    reused for others of the same `salt` only. A newer request of the same `session` and `salt` takes the place of an older one, and
+    draws of the older that are still right are used again; nobody sees it but in time.
     """
 
     prompt: str
@@ -63,11 +79,39 @@ class TextRequest:
     want_logprobs: bool = False
     ignore_end: bool = False
     salt: str = ""
+    heal: bool = True
+    distinct: bool = True
+    distinct_first: bool = False
+    rank: Rank = "likelihood"
+    session: str = ""
+    min_new_tokens: int = 0
+    bad_words: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[str, float], ...] = ()
+    choices: tuple[str, ...] = ()
+    until: Until = "document"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One way to spell the typed beginning of a word: the tokens `path_ids`, then one of `cover_ids`, which reaches its end or goes beyond.
+
+    `spelled_ids` are those of `cover_ids` that end exactly where typing ended: they add nothing to what was typed.
+    """
+
+    path_ids: tuple[int, ...]
+    cover_ids: NDArray[np.int64]
+    spelled_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """The same in ids: what the engine works on."""
+    """The same in ids: what the engine works on, for samples first_sample, first_sample + 1...
+
+    With `branches` the first token comes from them, in proportion to the model's probability of the whole branch; a branch without
+    path stands first. `bias` are (token id, nats). `forced_ids` are given instead of drawn, one a step; their log-probabilities are among
+    the whole vocabulary. With `remember` finished samples stay in the cache, and a sample whose tokens are there already is
+    not computed again.
+    """
 
     prompt_ids: tuple[int, ...]
     num_samples: int
@@ -76,6 +120,17 @@ class GenerationRequest:
     want_logprobs: bool = False
     ignore_end: bool = False
     salt: str = ""
+    first_sample: int = 0
+    min_new_tokens: int = 0
+    bias: tuple[tuple[int, float], ...] = ()
+    forced_ids: tuple[int, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    distinct_first: bool = False
+    remember: bool = False
+
+    @property
+    def samples(self) -> range:
+        return range(self.first_sample, self.first_sample + self.num_samples)
 
 
 # Events are not frozen: making a frozen one takes three times as long, and there is one for every token.
@@ -100,11 +155,12 @@ class TokenEvent:
 
 @dataclass(slots=True)
 class FinishEvent:
-    """A candidate is complete."""
+    """A candidate is complete. `logprob` is that of the end-of-document token, 0.0 if it ended otherwise."""
 
     request_id: int
     sample: int
     reason: FinishReason
+    logprob: float = 0.0
 
 
 @dataclass(slots=True)
@@ -120,23 +176,33 @@ Event = StartEvent | TokenEvent | FinishEvent | FailureEvent
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One finished continuation. `logprob` is the sum over its tokens, None unless asked for."""
+    """One finished continuation. `logprob` is the sum over its tokens (nats, at temperature 1), None unless asked for.
+
+    `score` is the mean over its tokens and its end, for ranking. `index` is its place in a stream.
+    """
 
     completion: str
     num_tokens: int
     logprob: float | None
     finish_reason: FinishReason
+    score: float | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """All candidates of a request, in order, and where the time went (seconds)."""
+    """The candidates of a request, in the order that was asked for, and where the time went (seconds).
+
+    `num_redrawn` were drawn anew because they were equal to others or held a bad word; `num_missing` are wanting because no other came.
+    """
 
     candidates: tuple[Candidate, ...]
     num_prompt_tokens: int
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    num_redrawn: int = 0
+    num_missing: int = 0
     num_unknown_tokens: int = 0  # of the prompt: what the vocabulary lacks
 
     @property
@@ -155,4 +221,5 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0  # of prompts, found in the cache instead of computed
     num_generated_tokens: int = 0
+    num_recalled_tokens: int = 0  # of candidates, drawn for an earlier request of the session
     steps: str = ""  # implementation, precision and threads

@@ -5,21 +5,27 @@ Between steps nothing is done row by row, and a running batch costs two calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from promptgen.generation.first_draw import draw_first
 from promptgen.generation.memory import Memory
-from promptgen.generation.scheduler import Plan
+from promptgen.generation.scheduler import Join, Pick, Plan
 from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, PromptTokens, Steps
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask."""
+    """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows."""
 
     token_ids: list[int]
     logprobs: list[float]
+    picks: list[Pick]
 
 
 class Runner:
@@ -30,21 +36,49 @@ class Runner:
         self._memory = memory
 
     def run(self, plan: Plan) -> StepResult:
+        memory = self._memory
+        for copy in plan.keeps:
+            memory.copy_prefix(copy.source, copy.target, copy.length)
         for source, target in plan.moves:
-            self._memory.move_row(source, target)
+            memory.move_row(source, target)
         for copy in plan.copies:
-            self._memory.copy_prefix(copy.source, copy.target, copy.length)
+            memory.copy_prefix(copy.source, copy.target, copy.length)
         prompts = NOTHING_TO_READ
         if plan.stretches:
             prompts = PromptTokens.of([(s.slot, s.start, s.token_ids, s.is_last) for s in plan.stretches])
         if plan.num_continuing or plan.stretches:
             self.steps.forward(plan.num_continuing, prompts)
         prompt_slots = NO_TOKENS
-        if plan.joins:
-            for join in plan.joins:
-                self._memory.start_rows(join.request, join.slot, join.first_row, join.samples)
-            prompt_slots = np.repeat([join.slot for join in plan.joins], [len(join.samples) for join in plan.joins])
+        plain = [join for join in plan.joins if not join.branch_slots]
+        if plain:
+            for join in plain:
+                memory.start_rows(join.request, join.slot, join.first_row, join.samples)
+            prompt_slots = np.repeat([join.slot for join in plain], [len(join.samples) for join in plain])
             prompt_slots = prompt_slots.astype(np.int32)
-        if not plan.num_rows:
-            return StepResult([], [])
-        return StepResult(*self.steps.draw(plan.num_rows, plan.num_continuing, prompt_slots))
+        num_drawn = plan.num_rows - plan.num_picked
+        token_ids, logprobs = self.steps.draw(num_drawn, plan.num_continuing, prompt_slots) if num_drawn else ([], [])
+        picks = [pick for join in plan.joins if join.branch_slots for pick in self._pick(join)]
+        return StepResult(token_ids, logprobs, picks)
+
+    def _pick(self, join: Join) -> list[Pick]:
+        """Draws the first tokens of candidates among branches, and starts their rows after them."""
+        memory, request = self._memory, join.request
+        vocabulary = memory.shape.vocabulary
+        lines = [_host(memory.logits[slot])[:vocabulary] for slot in join.branch_slots]
+        picks = draw_first(request, join.samples, lines, _host(memory.bias), memory.end_id)
+        row = join.first_row
+        for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
+            drawn = list(alike)
+            samples = range(drawn[0][0], drawn[0][0] + len(drawn))
+            path_ids = request.branches[branch].path_ids
+            after = replace(request, prompt_ids=(*request.prompt_ids, *path_ids)) if path_ids else request
+            memory.start_rows(after, join.branch_slots[branch], row, samples)
+            for _, pick in drawn:
+                memory.place_token(row, pick.token_id)
+                row += 1
+        return picks
+
+
+def _host(line: Any) -> NDArray[np.float32]:
+    """An array of the memory, where numpy can see it."""
+    return np.asarray(line.cpu() if isinstance(line, torch.Tensor) else line)

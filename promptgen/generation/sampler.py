@@ -27,7 +27,7 @@ class RowTensors:
     top_p: Tensor
     penalty: Tensor
     is_greedy: Tensor  # bool
-    ignores_end: Tensor  # bool
+    end_from: Tensor
 
     @classmethod
     def of(cls, rows: NDArray[np.void], device: torch.device) -> RowTensors:
@@ -41,7 +41,7 @@ class RowTensors:
             column("top_p"),
             column("penalty"),
             column("is_greedy").bool(),
-            column("ignores_end").bool(),
+            column("end_from"),
         )
 
 
@@ -51,30 +51,36 @@ def draw_rows(memory: Memory, logit_slots: NDArray[np.int64]) -> tuple[list[int]
     rows = memory.rows[: len(logit_slots)]
     all_logits = torch.as_tensor(memory.logits)
     tensors = RowTensors.of(rows, all_logits.device)
-    logits = allowed_logits(
-        all_logits[torch.from_numpy(logit_slots).to(all_logits.device), : memory.shape.vocabulary], memory, tensors
-    )
+    own_logits = all_logits[torch.from_numpy(logit_slots).to(all_logits.device), : memory.shape.vocabulary]
     rows["position"] += 1  # where the drawn tokens will stand
+    positions = torch.from_numpy(rows["position"]).to(all_logits.device)
+    logits = allowed_logits(own_logits, memory, tensors, positions)
+    if rows["has_bias"].any():
+        has_bias = torch.from_numpy(rows["has_bias"]).bool().to(logits.device)
+        logits += torch.where(has_bias[:, None], torch.as_tensor(memory.row_bias)[: len(rows)], 0.0)
     seen = torch.as_tensor(memory.seen)
     penalized = np.flatnonzero(rows["penalty"] != 1)
     scored = penalize(logits, seen[: len(rows)].bool(), tensors.penalty) if len(penalized) else logits
-    positions = torch.from_numpy(rows["position"]).to(logits.device)
     chosen = sample(scored, positions, tensors, int(rows["top_k"].max()), any_top_p=bool((rows["top_p"] < 1).any()))
     token_ids = chosen.cpu().numpy()
+    forced = np.flatnonzero(rows["is_forced"])
+    token_ids[forced] = memory.forced[forced, rows["position"][forced]]
     rows["token_id"] = token_ids
     seen[torch.from_numpy(penalized), torch.from_numpy(token_ids[penalized])] = 1
     logprobs = [0.0] * len(rows)
     if rows["wants_logprob"].any():
+        logits[forced] = own_logits[forced]  # among all tokens
+        chosen = torch.from_numpy(token_ids).to(logits.device)
         wanted = np.where(rows["wants_logprob"] > 0, chosen_logprobs(logits, chosen).cpu().numpy(), 0.0)
         logprobs = wanted.tolist()
     return token_ids.tolist(), logprobs
 
 
-def allowed_logits(logits: Tensor, memory: Memory, rows: RowTensors) -> Tensor:
-    """logits [R, V] with -inf for what a row may not draw."""
+def allowed_logits(logits: Tensor, memory: Memory, rows: RowTensors, positions: Tensor) -> Tensor:
+    """logits [R, V] with -inf for what a row may not draw to stand at `positions` [R]."""
     logits = logits + torch.as_tensor(memory.bias)
     if memory.end_id >= 0:
-        logits[:, memory.end_id].masked_fill_(rows.ignores_end, NOT_A_TOKEN)
+        logits[:, memory.end_id].masked_fill_(positions < rows.end_from, NOT_A_TOKEN)
     return logits
 
 

@@ -8,6 +8,10 @@ without gaps: when one leaves, the last row moves into its place.
     ...                              the runner computes one token for each row
     events = scheduler.update(...)   tokens become events; finished rows leave
 
+A request with branches (generation/healing.py) has its prompt read first, then each branch in a slot of its own; its candidates join with
+their first token drawn among the branches. One that remembers keeps its finished candidates in slots, and a candidate that was
+drawn before goes on where that one ended.
+
 Fair: requests wait in the order they came; when several have candidates to place, each gets TURN of them in turn, so sixty-four of one
 do not keep one of another waiting.
 """
@@ -15,12 +19,13 @@ do not keep one of another waiting.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from promptgen.errors import Overloaded
-from promptgen.generation.prompts import Prompt, PromptCache
-from promptgen.generation.request import Event, FinishEvent, FinishReason, GenerationRequest, StartEvent, TokenEvent
+from promptgen.generation.prompts import Drawn, Prompt, PromptCache
+from promptgen.generation.request import Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent
 
 TURN = 8  # candidates placed of a request before the next one has its turn
 MAX_READ = 512  # prompt tokens in a step when no row is running
@@ -30,21 +35,32 @@ MIN_READ = 64  # but no less than this
 
 @dataclass(slots=True)
 class Sequence:
-    """One candidate being decoded. Its row is its index in Scheduler.rows."""
+    """One candidate being decoded. Its row is its index in Scheduler.rows. `drawn` is kept up when it is to be remembered."""
 
     request_id: int
     sample: int
     num_left: int
+    request: GenerationRequest
+    drawn: Drawn | None = None
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A request that has its prompt's slot, until its last candidate has joined."""
+    """A request that has its prompt's slot, until its last candidate has joined. `branches` are the slots of its branches after the first.
+
+    `resumed` is the one candidate of a request that goes on where an earlier draw ended.
+    """
 
     request_id: int
     request: GenerationRequest
     prompt: Prompt
+    branches: list[Prompt] = field(default_factory=list)
     num_joined: int = 0
+    resumed: Sequence | None = None
+
+    @property
+    def num_branches_wanted(self) -> int:
+        return max(0, len(self.request.branches) - 1) - len(self.branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +84,36 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Candidates that begin in this step: samples of a request whose prompt is read, in rows first_row and on."""
+    """Candidates that begin in this step: samples of a request whose prompt is read, in rows first_row and on.
+
+    With `branch_slots`, where the branches of the request stand, their first token is drawn from these.
+    """
 
     request: GenerationRequest
     slot: int
     first_row: int
     samples: range
+    branch_slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """What was drawn for one sample: a branch of the request, a token after it, and the log-probability of both among all branches."""
+
+    branch: int
+    token_id: int
+    logprob: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step, in this order: moves (source row, target row), copies, reading, joins, then a token for each of `num_rows` rows.
+    """One step, in this order: candidates to keep (source row, target slot), moves (source row, target row), copies, reading, joins, then a
+    token for each of `num_rows` rows.
 
-    The first `num_continuing` rows were running already.
+    The first `num_continuing` rows were running already; the last `num_picked` draw from branches.
     """
 
+    keeps: tuple[Copy, ...]
     moves: tuple[tuple[int, int], ...]
     copies: tuple[Copy, ...]
     stretches: tuple[Stretch, ...]
@@ -91,6 +122,7 @@ class Plan:
     num_continuing: int
     num_rows: int
     num_reused: int = 0  # prompt tokens that were found in the cache
+    num_picked: int = 0
 
 
 class Scheduler:
@@ -104,12 +136,16 @@ class Scheduler:
         self._max_queue = max_queue
         self._end_id = end_id
         self._moves: list[tuple[int, int]] = []
+        self._keeps: list[Copy] = []
+        self._resuming: deque[Sequence] = deque()
+        self._num_promised = 0  # slots for branches of prompts that are being read
+        self.num_recalled = 0  # tokens that an earlier draw gave
         self._steady: Plan | None = None
         self.is_held = False  # nothing new is started; what is being read or runs goes on
 
     @property
     def is_running(self) -> bool:
-        return bool(self.rows or self._reading or self._joining)
+        return bool(self.rows or self._reading or self._joining or self._resuming)
 
     @property
     def has_work(self) -> bool:
@@ -129,22 +165,25 @@ class Scheduler:
         self.waiting.append((request_id, request))
 
     def schedule(self) -> Plan | None:
-        moves, num_continuing = tuple(self._moves), len(self.rows)
+        keeps, moves, num_continuing = tuple(self._keeps), tuple(self._moves), len(self.rows)
+        self._keeps.clear()
         self._moves.clear()
-        if not (self.waiting or self._reading or self._joining):
+        if not (self.waiting or self._reading or self._joining or self._resuming):
             if not self.rows:
-                return None
-            if not moves and self._steady is not None and self._steady.num_rows == num_continuing:
+                return Plan(keeps, (), (), (), (), (), 0, 0) if keeps else None
+            if not (keeps or moves) and self._steady is not None and self._steady.num_rows == num_continuing:
                 return self._steady  # as most steps are
-            plan = Plan(moves, (), (), (), (), num_continuing, num_continuing)
-            self._steady = None if moves else plan
+            plan = Plan(keeps, moves, (), (), (), (), num_continuing, num_continuing)
+            self._steady = None if keeps or moves else plan
             return plan
-        copies, num_reused = ([], 0) if self.is_held else self._start()
+        copies: list[Copy] = []
+        num_reused = self._resume(copies) + (0 if self.is_held else self._start(copies)) + self._branch(copies)
         stretches = self._read(max(MIN_READ, MAX_PASS - num_continuing) if self.rows else MAX_READ)
         joins, started = self._join()
-        if not (self.rows or copies or stretches):
+        if not (keeps or self.rows or copies or stretches):
             return None  # everybody waits for a hold to end
         return Plan(
+            keeps,
             moves,
             tuple(copies),
             tuple(stretches),
@@ -153,27 +192,73 @@ class Scheduler:
             num_continuing,
             len(self.rows),
             num_reused,
+            sum(len(join.samples) for join in joins if join.branch_slots),
         )
 
-    def update(self, plan: Plan, token_ids: Many[int], logprobs: Many[float]) -> list[Event]:
-        """Takes one token for each row of the plan. The end-of-document token finishes a candidate and is not given out."""
+    def update(self, plan: Plan, token_ids: Many[int], logprobs: Many[float], picks: Many[Pick] = ()) -> list[Event]:
+        """Takes one token for each row of the plan: those of `picks` for the last rows. The end-of-document token finishes a candidate and is
+        not given out."""
         events: list[Event] = [StartEvent(request_id) for request_id in plan.started]
         finished: list[int] = []
-        for row, (sequence, token_id, logprob) in enumerate(zip(self.rows, token_ids, logprobs, strict=True)):
-            reason: FinishReason | None = None
-            if token_id == self._end_id:
-                reason = "stop"
-            else:
-                events.append(TokenEvent(sequence.request_id, sequence.sample, token_id, logprob))
-                sequence.num_left -= 1
-                if sequence.num_left == 0:
-                    reason = "length"
-            if reason is not None:
-                events.append(FinishEvent(sequence.request_id, sequence.sample, reason))
+        for row, (sequence, token_id, logprob) in enumerate(zip(self.rows, token_ids, logprobs, strict=False)):
+            if self._take(sequence, token_id, logprob, events):
+                finished.append(row)
+        for row, pick in enumerate(picks, len(self.rows) - len(picks)):
+            if self._take_pick(self.rows[row], pick, events):
                 finished.append(row)
         if finished:
             self._remove(finished)
         return events
+
+    def _take(self, sequence: Sequence, token_id: int, logprob: float, events: list[Event]) -> bool:
+        """Whether the candidate is done with its row."""
+        if sequence.drawn is not None:
+            if token_id == self._end_id:
+                sequence.drawn.end_logprob = logprob
+            else:
+                sequence.drawn.token_ids.append(token_id)
+                sequence.drawn.logprobs.append(logprob)
+        if token_id == self._end_id:
+            events.append(FinishEvent(sequence.request_id, sequence.sample, "stop", logprob))
+            return True
+        events.append(TokenEvent(sequence.request_id, sequence.sample, token_id, logprob))
+        sequence.num_left -= 1
+        if sequence.num_left == 0:
+            events.append(FinishEvent(sequence.request_id, sequence.sample, "length"))
+            return True
+        return False
+
+    def _take_pick(self, sequence: Sequence, pick: Pick, events: list[Event]) -> bool:
+        branch = sequence.request.branches[pick.branch]
+        events += (TokenEvent(sequence.request_id, sequence.sample, token_id, 0.0) for token_id in branch.path_ids)
+        # A token that ends where typing ended is none of the new ones.
+        sequence.num_left += pick.token_id in branch.spelled_ids
+        if sequence.request.remember and pick.token_id != self._end_id:
+            given = [*sequence.request.prompt_ids, *branch.path_ids]
+            sequence.drawn = Drawn(_key_of(sequence.request, sequence.sample), given, len(given) + 1, [])
+        if self._take(sequence, pick.token_id, pick.logprob if sequence.request.want_logprobs else 0.0, events):
+            return True
+        return sequence.drawn is not None and self._recall(sequence, sequence.drawn, events)
+
+    def _recall(self, sequence: Sequence, drawn: Drawn, events: list[Event]) -> bool:
+        """Gives the tokens that an earlier draw of the same candidate gave; what is still to be drawn goes on after them, in another row."""
+        known = self.prompts.recall(drawn.key, drawn.token_ids)
+        if known is None:
+            return False
+        begin = len(drawn.token_ids)
+        following = known.token_ids[begin : begin + sequence.num_left]
+        if not following and known.end_logprob is None:
+            return False
+        logprobs = known.logprobs[begin - known.num_given + 1 :]
+        for token_id, logprob in zip(following, logprobs, strict=False):
+            self._take(sequence, token_id, logprob, events)
+        self.num_recalled += len(following)
+        if sequence.num_left and known.end_logprob is not None:
+            events.append(FinishEvent(sequence.request_id, sequence.sample, "stop", known.end_logprob))
+        elif sequence.num_left:
+            self._resuming.append(replace(sequence))
+        sequence.drawn = None  # what this row holds is no more than what is kept
+        return True
 
     def cancel(self, request_id: int, sample: int | None = None) -> None:
         """Frees the rows of a request, or the row of one of its candidates. Unknown ids are ignored: it may have just finished."""
@@ -182,77 +267,158 @@ class Scheduler:
             for line in (self._reading, self._joining):
                 for entry in [entry for entry in line if entry.request_id == request_id]:
                     line.remove(entry)
-                    self.prompts.release(entry.prompt)
+                    self._release(entry)
+        self._resuming = deque(
+            s for s in self._resuming if s.request_id != request_id or sample not in (None, s.sample)
+        )
         self._remove([r for r, s in enumerate(self.rows) if s.request_id == request_id and sample in (None, s.sample)])
 
     def drop_running(self) -> list[int]:
         """Empties rows and slots and returns the ids of the requests that had any. Waiting ones stay."""
-        dropped = dict.fromkeys(
-            [entry.request_id for entry in (*self._reading, *self._joining)] + [row.request_id for row in self.rows]
-        )
+        dropped = dict.fromkeys([entry.request_id for entry in (*self._reading, *self._joining)])
+        dropped |= dict.fromkeys([sequence.request_id for sequence in (*self._resuming, *self.rows)])
         self.rows.clear()
         self._moves.clear()
+        self._keeps.clear()
+        self._resuming.clear()
+        self._num_promised = 0
         self._reading.clear()
         self._joining.clear()
         self.prompts.forget()
         return list(dropped)
 
-    def _start(self) -> tuple[list[Copy], int]:
-        copies: list[Copy] = []
+    def _start(self, copies: list[Copy]) -> int:
         num_reused = 0
         while self.waiting:
             request_id, request = self.waiting[0]
-            place = self.prompts.acquire(request.prompt_ids, request.salt)
-            if place is None:
+            num_branches = max(0, len(request.branches) - 1)
+            if (num_branches or self._num_promised) and self.prompts.num_free - self._num_promised < 1 + num_branches:
+                break
+            prompt = self._acquire(request.prompt_ids, request.salt, copies)
+            if prompt is None:
                 break
             self.waiting.popleft()
-            prompt = place.prompt
             num_reused += prompt.num_read
-            if place.copy_from is not None:
-                copies.append(Copy(place.copy_from, prompt.slot, place.num_copied))
-            line = self._joining if prompt.has_logits else self._reading
-            line.append(_Reading(request_id, request, prompt))
-        return copies, num_reused
+            self._num_promised += num_branches
+            self._enter(_Reading(request_id, request, prompt))
+        return num_reused
+
+    def _acquire(self, token_ids: tuple[int, ...], salt: str, copies: list[Copy]) -> Prompt | None:
+        place = self.prompts.acquire(token_ids, salt)
+        if place is None:
+            return None
+        if place.copy_from is not None:
+            copies.append(Copy(place.copy_from, place.prompt.slot, place.num_copied))
+        return place.prompt
+
+    def _enter(self, entry: _Reading) -> None:
+        """Into the line where it is to stand next."""
+        is_read = all(prompt.has_logits for prompt in (entry.prompt, *entry.branches))
+        (self._joining if is_read and not entry.num_branches_wanted else self._reading).append(entry)
+
+    def _branch(self, copies: list[Copy]) -> int:
+        """Places for the branches of prompts that are read: they begin with what now stands in the prompt's slot."""
+        num_reused = 0
+        for entry in [e for e in self._reading if e.num_branches_wanted and e.prompt.has_logits]:
+            self._reading.remove(entry)
+            for branch in entry.request.branches[1:]:
+                prompt = self._acquire((*entry.request.prompt_ids, *branch.path_ids), entry.request.salt, copies)
+                assert prompt is not None, "a slot was promised"
+                num_reused += prompt.num_read
+                entry.branches.append(prompt)
+                self._num_promised -= 1
+            self._enter(entry)
+        return num_reused
+
+    def _resume(self, copies: list[Copy]) -> int:
+        num_reused = 0
+        while self._resuming and self.prompts.num_free > self._num_promised:
+            sequence = self._resuming[0]
+            assert sequence.drawn is not None
+            token_ids = tuple(sequence.drawn.token_ids)
+            prompt = self._acquire(token_ids, sequence.request.salt, copies)
+            if prompt is None:
+                break
+            self._resuming.popleft()
+            num_reused += prompt.num_read
+            request = replace(
+                sequence.request, prompt_ids=token_ids, first_sample=sequence.sample, num_samples=1, branches=()
+            )
+            self._enter(_Reading(sequence.request_id, request, prompt, resumed=sequence))
+        return num_reused
 
     def _read(self, budget: int) -> list[Stretch]:
         stretches: list[Stretch] = []
-        while self._reading and budget:
-            entry = self._reading[0]
-            prompt = entry.prompt
-            token_ids = prompt.token_ids[prompt.num_read : prompt.num_read + budget]
-            budget -= len(token_ids)
-            is_last = prompt.num_read + len(token_ids) == len(prompt.token_ids)
-            stretches.append(Stretch(prompt.slot, prompt.num_read, token_ids, is_last))
-            prompt.num_read += len(token_ids)
-            if is_last:
-                prompt.has_logits = True
-                self._joining.append(self._reading.popleft())
+        for entry in tuple(self._reading):
+            for prompt in (entry.prompt, *entry.branches):
+                if budget and not prompt.has_logits:
+                    stretches.append(_stretch(prompt, budget))
+                    budget -= len(stretches[-1].token_ids)
+            if all(prompt.has_logits for prompt in (entry.prompt, *entry.branches)) and not entry.num_branches_wanted:
+                self._reading.remove(entry)
+                self._joining.append(entry)
+            if not budget:
+                break
         return stretches
 
     def _join(self) -> tuple[list[Join], list[int]]:
-        joins: list[Join] = []
+        placed: list[tuple[_Reading, range]] = []
         started: list[int] = []
-        while self._joining and len(self.rows) < self._max_rows:
+        num_rows = len(self.rows)
+        while self._joining and num_rows < self._max_rows:
             entry = self._joining.popleft()
-            if not entry.num_joined:
+            if not entry.num_joined and entry.resumed is None:
                 started.append(entry.request_id)
-            room = self._max_rows - len(self.rows)
             num_left = entry.request.num_samples - entry.num_joined
-            num_new = min(room, num_left, TURN if self._joining else num_left)
-            samples = range(entry.num_joined, entry.num_joined + num_new)
-            joins.append(Join(entry.request, entry.prompt.slot, len(self.rows), samples))
-            self.rows += (Sequence(entry.request_id, sample, entry.request.max_new_tokens) for sample in samples)
+            num_new = min(self._max_rows - num_rows, num_left, TURN if self._joining else num_left)
+            first = entry.request.first_sample + entry.num_joined
+            placed.append((entry, range(first, first + num_new)))
+            num_rows += num_new
             entry.num_joined += num_new
             if entry.num_joined < entry.request.num_samples:
                 self._joining.append(entry)
             else:
-                self.prompts.release(entry.prompt)
-        return joins, started
+                self._release(entry)
+        placed.sort(
+            key=lambda place: bool(place[0].request.branches)
+        )  # the last rows are those that draw from branches
+        return [self._place(entry, samples) for entry, samples in placed], started
+
+    def _place(self, entry: _Reading, samples: range) -> Join:
+        request, first_row = entry.request, len(self.rows)
+        if entry.resumed is not None:
+            self.rows.append(entry.resumed)
+        else:
+            self.rows += (Sequence(entry.request_id, sample, request.max_new_tokens, request) for sample in samples)
+        slots = (entry.prompt.slot, *(prompt.slot for prompt in entry.branches)) if request.branches else ()
+        return Join(request, entry.prompt.slot, first_row, samples, slots)
+
+    def _release(self, entry: _Reading) -> None:
+        self._num_promised -= entry.num_branches_wanted
+        for prompt in (entry.prompt, *entry.branches):
+            self.prompts.release(prompt)
 
     def _remove(self, rows: list[int]) -> None:
         # From the back, so that the last row is never itself one that leaves.
-        for row in reversed(rows):
+        for row in sorted(rows, reverse=True):
+            drawn = self.rows[row].drawn
+            if drawn is not None and (slot := self.prompts.keep(drawn, self.rows[row].request.salt)) is not None:
+                self._keeps.append(Copy(row, slot, len(drawn.token_ids) - 1))
             last = self.rows.pop()
             if row < len(self.rows):
                 self.rows[row] = last
                 self._moves.append((len(self.rows), row))
+
+
+def _stretch(prompt: Prompt, budget: int) -> Stretch:
+    """The next `budget` tokens of a prompt, or those that are left."""
+    start = prompt.num_read
+    token_ids = prompt.token_ids[start : start + budget]
+    prompt.num_read += len(token_ids)
+    prompt.has_logits = prompt.num_read == len(prompt.token_ids)
+    return Stretch(prompt.slot, start, token_ids, prompt.has_logits)
+
+
+def _key_of(request: GenerationRequest, sample: int) -> Hashable:
+    """All that a draw depends on, but for the tokens before it."""
+    return (request.salt, request.sampling, request.bias, request.ignore_end, sample)

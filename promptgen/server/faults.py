@@ -19,12 +19,14 @@ from promptgen.errors import (
     InvalidRequest,
     Overloaded,
     RequestError,
+    Superseded,
 )
 
 STATUS: Mapping[type[RequestError], int] = {
     ContextLengthExceeded: 400,
     InvalidRequest: 400,
     Overloaded: 503,
+    Superseded: 409,
     DeadlineExceeded: 504,
     EngineFailure: 500,
     RequestError: 500,
@@ -34,6 +36,7 @@ _TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "superseded_error",
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",

@@ -46,7 +46,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     asked = body.to_request(engine.info.sampling if engine.info else Sampling(), request.get(CALLER, ""))
     if body.stream:
         return await stream_answer(request, engine, body, asked, settings.request_timeout_s)
-    answer = await engine.answer(asked, first_token_timeout_s=settings.request_timeout_s)
+    answer = await engine.answer(asked, first_token_timeout_s=body.timeout_s(settings.request_timeout_s))
     request[OUTCOME].answer = answer
     total_s = time.perf_counter() - started
     value: dict[str, Any] = {"result": schema.results(body, answer), "time": round(total_s, 6)}

@@ -188,4 +188,7 @@ class _EngineCollector(Collector):
         prompt.add_metric(["reused"], stats.num_reused_tokens)
         yield prompt
         yield CounterMetricFamily("promptgen_generated_tokens", "Tokens drawn.", stats.num_generated_tokens)
+        yield CounterMetricFamily(
+            "promptgen_recalled_tokens", "Tokens of candidates drawn for an earlier request.", stats.num_recalled_tokens
+        )
         yield CounterMetricFamily("promptgen_engine_steps", "Steps of the engine.", stats.num_steps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from typing import Annotated, Any
+from hashlib import blake2b
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -14,6 +16,8 @@ from promptgen.server.strict import STRICT, validate
 MAX_SAMPLES = 64
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")  # a model may have defaults of its own
 _StopText = Annotated[str, Field(min_length=1, max_length=256)]
+_Word = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class GenerateBody(BaseModel):
@@ -42,21 +46,77 @@ class GenerateBody(BaseModel):
     echo: Annotated[bool, Field(description="each result starts with context exactly as it was sent")] = True
     stream: Annotated[bool, Field(description="server-sent events")] = False
     details: Annotated[bool, Field(description="adds candidates, usage, timing, model and seed")] = False
+    heal: Annotated[bool, Field(description="a context that was cut within a word goes on with that word")] = True
+    distinct: Annotated[
+        bool, Field(description="no two results are equal; there are fewer if the model finds no others")
+    ] = True
+    distinct_first: Annotated[bool, Field(description="at most one candidate for each first word")] = False
+    rank: Annotated[
+        Literal["likelihood", "none"], Field(description="order of the results: likeliest first, or as drawn")
+    ] = "likelihood"
+    session: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9._:-]{1,64}$",
+            description="a newer request of a session takes the place of the older one",
+        ),
+    ] = None
+    min_length: Annotated[int, Field(ge=0, le=10**9, description="words before a candidate may end")] = 0
+    bad_words: Annotated[list[_Word], Field(max_length=64, description="never in a candidate")] = []
+    logit_bias: Annotated[
+        dict[_Word, _Bias], Field(max_length=256, description="added to the logits of words; -100 forbids one")
+    ] = {}
+    choices: Annotated[
+        list[_Word], Field(max_length=MAX_SAMPLES, description="texts to score and rank instead of drawing any")
+    ] = []
+    until: Annotated[
+        Literal["sentence", "line", "document"], Field(description="where a candidate ends, at the latest")
+    ] = "document"
+    timeout_ms: Annotated[
+        int | None,
+        Field(ge=1, le=10**9, description="no first token after this long is a 504; only shortens the service's own"),
+    ] = None
 
     @property
     def is_blank(self) -> bool:
         return not self.context.strip()
 
     def to_request(self, defaults: Sampling, caller: str = "") -> TextRequest:
-        """What the engine is asked; `defaults` are the model's. Without a seed a random one is chosen, small enough for JavaScript's numbers.
+        """What the engine is asked; `defaults` are the model's. Without a seed a random one is chosen, small enough for JavaScript's numbers;
+        a session has one of its own, so that its suggestions stay while someone types.
 
         What was computed for a prompt is reused among requests of one `caller` only.
         """
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        seed = secrets.randbits(53) if self.seed is None else self.seed
+        if self.seed is not None:
+            seed = self.seed
+        elif self.session is not None:
+            seed = int.from_bytes(blake2b(f"{caller} {self.session}".encode(), digest_size=6).digest())
+        else:
+            seed = secrets.randbits(53)
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if name in self.model_fields_set}
-        sampling = defaults.with_(seed=seed, **given)
-        return TextRequest(self.context, self.samples or 1, self.maxlength, sampling, stops, self.details, salt=caller)
+        return TextRequest(
+            self.context,
+            self.samples or 1,
+            self.maxlength,
+            defaults.with_(seed=seed, **given),
+            (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            self.details,
+            salt=caller,
+            heal=self.heal,
+            distinct=self.distinct,
+            distinct_first=self.distinct_first,
+            rank=self.rank,
+            session=self.session or "",
+            min_new_tokens=self.min_length,
+            bad_words=tuple(self.bad_words),
+            logit_bias=tuple(self.logit_bias.items()),
+            choices=tuple(self.choices),
+            until=self.until,
+        )
+
+    def timeout_s(self, limit_s: float) -> float:
+        """The deadline for the first token: the service's, or a shorter one."""
+        return limit_s if self.timeout_ms is None else min(limit_s, self.timeout_ms / 1000)
 
 
 def parse_generate(body: dict[str, Any], vocabulary_size: int | None) -> GenerateBody:
@@ -66,6 +126,8 @@ def parse_generate(body: dict[str, Any], vocabulary_size: int | None) -> Generat
         raise HttpFault(
             400, "invalid_value", f"top_k: the vocabulary has {vocabulary_size} tokens; 0 is off", param="top_k"
         )
+    if parsed.min_length > parsed.maxlength:
+        raise HttpFault(400, "invalid_value", "min_length: is over maxlength", param="min_length")
     return parsed
 
 
@@ -81,7 +143,8 @@ def details(body: GenerateBody, request: TextRequest, answer: Answer, model: str
                 "text": _text(body, candidate),
                 "completion": candidate.completion,
                 "num_tokens": candidate.num_tokens,
-                "logprob": None if candidate.logprob is None else round(candidate.logprob, 5),
+                "logprob": rounded(candidate.logprob),
+                "score": rounded(candidate.score),
                 "finish_reason": candidate.finish_reason,
             }
             for candidate in answer.candidates
@@ -95,7 +158,26 @@ def details(body: GenerateBody, request: TextRequest, answer: Answer, model: str
         },
         "model": model,
         "seed": request.sampling.seed,
+        "redrawn": answer.num_redrawn,
+        "missing": answer.num_missing,
     }
+
+
+def by_index(body: GenerateBody, answer: Answer, number: int) -> dict[str, Any]:
+    """What the last event of a stream says: results where they were streamed, and their order, best first."""
+    texts: list[str | None] = [None] * number
+    for candidate in answer.candidates:
+        texts[candidate.index] = _text(body, candidate)
+    return {
+        "result": texts,
+        "order": [candidate.index for candidate in answer.candidates],
+        "scores": [rounded(candidate.score) for candidate in answer.candidates],
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    """Five digits; what is no finite number is none, for JSON."""
+    return None if value is None or not math.isfinite(value) else round(value, 5)
 
 
 def _text(body: GenerateBody, candidate: Candidate) -> str:

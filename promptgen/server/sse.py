@@ -2,7 +2,8 @@
 
     data: {"index": i, "text": piece}            as text comes, candidates interleaved
     data: {"index": i, "finish_reason": "..."}   when a candidate is complete
-    data: {"result": [...], "time": s}           once
+    data: {"index": i, "reset": true}            when it is withdrawn: equal to another, it is drawn anew
+    data: {"result": [...], "time": s, "order": [i, ...], "scores": [...]}   once; order is best first
     data: [DONE]
 
 The line with the result stays under 64 KiB like every other: a longer result is null there, its pieces have been sent.
@@ -24,7 +25,7 @@ from aiohttp import web
 
 from promptgen.errors import RequestError
 from promptgen.generation.async_engine import AsyncEngine, Delta
-from promptgen.generation.candidates import Finished, Piece
+from promptgen.generation.candidates import Finished, Piece, Withdrawn
 from promptgen.generation.request import Answer, TextRequest
 from promptgen.server import schema
 from promptgen.server.faults import HttpFault
@@ -46,7 +47,7 @@ async def stream_answer(
     model = engine.info.name if engine.info else ""
     writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter(), request[OUTCOME])
     response = _new_response(request)
-    async with contextlib.aclosing(_events(engine, writer, timeout_s)) as events:
+    async with contextlib.aclosing(_events(engine, writer, body.timeout_s(timeout_s))) as events:
         first = await anext(events)
         try:
             await response.prepare(request)
@@ -65,7 +66,7 @@ async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> Asy
         yield writer.event({"result": [], "time": 0}) + _DONE
         return
     async with contextlib.aclosing(engine.stream(writer.asked, first_token_timeout_s=timeout_s)) as deltas:
-        yield writer.echo() + writer.delta(await anext(deltas))
+        yield writer.start() + writer.delta(await anext(deltas))
         pending = asyncio.ensure_future(anext(deltas, None))
         try:
             while True:
@@ -128,22 +129,27 @@ class _Writer:
     started: float
     outcome: Outcome
 
-    def echo(self) -> bytes:
+    @property
+    def num_candidates(self) -> int:
+        return len(self.asked.choices) or self.asked.num_samples
+
+    def start(self) -> bytes:
+        return b"".join(map(self.echo, range(self.num_candidates)))
+
+    def echo(self, index: int) -> bytes:
         """With echo, the context comes first in each candidate: joined pieces are exactly the results."""
-        if not self.body.echo:
-            return b""
-        context = self.body.context
+        context = self.body.context if self.body.echo else ""
         pieces = [context[begin : begin + PIECE_CHARACTERS] for begin in range(0, len(context), PIECE_CHARACTERS)]
-        return b"".join(
-            self.event({"index": i, "text": piece}) for i in range(self.asked.num_samples) for piece in pieces
-        )
+        return b"".join(self.event({"index": index, "text": piece}) for piece in pieces)
 
     def delta(self, delta: Delta) -> bytes:
         match delta:
-            case Piece(sample, text):
-                return self.event({"index": sample, "text": text})
-            case Finished(sample, candidate):
-                return self.event({"index": sample, "finish_reason": candidate.finish_reason})
+            case Piece(index, text):
+                return self.event({"index": index, "text": text})
+            case Finished(index, candidate):
+                return self.event({"index": index, "finish_reason": candidate.finish_reason})
+            case Withdrawn(index, is_final):
+                return self.event({"index": index, "reset": True}) + (b"" if is_final else self.echo(index))
             case Answer():
                 return self.answer(delta)
 
@@ -154,13 +160,13 @@ class _Writer:
     def answer(self, answer: Answer) -> bytes:
         self.outcome.answer = answer
         total_s = time.perf_counter() - self.started
-        value: dict[str, Any] = {"result": schema.results(self.body, answer), "time": round(total_s, 6)}
+        value: dict[str, Any] = schema.by_index(self.body, answer, self.num_candidates) | {"time": round(total_s, 6)}
         if self.body.details:
             value |= schema.details(self.body, self.asked, answer, self.model, total_s)
         event = self.event(value)
         if len(event) > MAX_LINE_BYTES:
             event = self.event(
-                {"result": None, "time": value["time"], "omitted": "the result is over 64 KiB; join the pieces"}
+                value | {"result": None, "candidates": None, "omitted": "the result is over 64 KiB; join the pieces"}
             )
         return event
 

@@ -74,6 +74,11 @@ class BytePairTokenizer:
         detokenizer = self.detokenizer("")
         return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to a text; nothing for a special one."""
+        shown = self._shown_as.get(token_id)
+        return _bytes_of(shown if shown is not None else self._inner.id_to_token(token_id) or "")
+
     def detokenizer(self, prompt: str) -> _ByteDetokenizer:
         return _ByteDetokenizer(self._inner, self._shown_as)
 

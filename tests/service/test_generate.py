@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROMPT = "高血压要注意"
 SPECIAL = ("[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]")
+AS_DRAWN = {"heal": False, "distinct": False, "rank": "none"}
 WILD = {"temperature": 2, "top_k": 0, "top_p": 0}  # near uniform: no trained model ends such candidates soon
 CONTEXTS = {
     "upper case": "How To TREAT High Blood PRESSURE",
@@ -74,11 +75,12 @@ def test_defaults_written_out_are_the_defaults(server: Server) -> None:
 
 @pytest.mark.parametrize(("samples", "count"), [(0, 1), (1, 1), (2, 2), (7, 7), (64, 64)])
 def test_samples_are_counted_and_zero_means_one(server: Server, samples: int, count: int) -> None:
-    assert len(server.generate(context=PROMPT, samples=samples, maxlength=2)["result"]) == count
+    assert len(server.generate(context=PROMPT, samples=samples, maxlength=2, distinct=False)["result"]) == count
 
 
 def test_zero_and_one_sample_are_the_same_candidate(server: Server) -> None:
-    zero, one, two = (server.generate(context=PROMPT, samples=n, maxlength=8, seed=5)["result"] for n in (0, 1, 2))
+    base = {"context": PROMPT, "maxlength": 8, "seed": 5, "rank": "none"}
+    zero, one, two = (server.generate(**base, samples=n)["result"] for n in (0, 1, 2))
     assert zero == one == two[:1]
 
 
@@ -91,7 +93,8 @@ def test_maxlength_counts_new_tokens(server: Server) -> None:
 
 
 def test_a_shorter_maxlength_is_the_beginning_of_a_longer_one(server: Server) -> None:
-    short, long = (server.generate(context=PROMPT, maxlength=n, seed=9, echo=False)["result"] for n in (4, 12))
+    base = {"context": PROMPT, "seed": 9, "echo": False, **AS_DRAWN}
+    short, long = (server.generate(**base, maxlength=n)["result"] for n in (4, 12))
     assert all(b.startswith(a) for a, b in zip(short, long, strict=True))
     assert short != long
 
@@ -103,12 +106,12 @@ def test_echo_off_leaves_the_context_out(server: Server) -> None:
 
 def test_details_have_the_promised_fields_and_types(server: Server) -> None:
     answer = server.generate(context=PROMPT, details=True, maxlength=6, samples=3, seed=11)
-    assert set(answer) == {"result", "time", "candidates", "usage", "timing", "model", "seed"}
-    assert answer["seed"] == 11
+    assert set(answer) == {"result", "time", "candidates", "usage", "timing", "model", "seed", "redrawn", "missing"}
+    assert (answer["seed"], answer["missing"]) == (11, 0)
     assert answer["model"] == server.get("/version").json["model"]["name"] == "final_model"
     assert len(answer["candidates"]) == 3
     for text, candidate in zip(answer["result"], answer["candidates"], strict=True):
-        assert set(candidate) == {"text", "completion", "num_tokens", "logprob", "finish_reason"}
+        assert set(candidate) == {"text", "completion", "num_tokens", "logprob", "score", "finish_reason"}
         assert candidate["text"] == text == PROMPT + candidate["completion"]
         assert type(candidate["num_tokens"]) is int
         assert candidate["num_tokens"] <= 6
@@ -184,7 +187,9 @@ def test_candidates_of_one_request_differ(server: Server) -> None:
 )
 def test_greedy_is_the_same_for_all_seeds_and_candidates(server: Server, greedy: dict[str, Any]) -> None:
     expected = server.generate(context=PROMPT, temperature=0, samples=1, maxlength=10, seed=1)["result"][0]
-    assert server.generate(context=PROMPT, samples=3, maxlength=10, seed=99, **greedy)["result"] == [expected] * 3
+    asked = {"context": PROMPT, "samples": 3, "maxlength": 10, "seed": 99, **greedy}
+    assert server.generate(**asked, distinct=False)["result"] == [expected] * 3
+    assert server.generate(**asked)["result"] == [expected]
 
 
 def test_top_k_zero_is_the_whole_vocabulary(server: Server) -> None:
@@ -222,7 +227,7 @@ def test_repetition_penalty_changes_the_draw_and_one_does_not(server: Server) ->
     ids=str,
 )  # fmt: skip
 def test_the_ends_of_each_range_are_inside(server: Server, field: dict[str, Any]) -> None:
-    assert len(server.generate(**({"context": PROMPT, "maxlength": 2} | field))["result"]) == 5
+    assert len(server.generate(**({"context": PROMPT, "maxlength": 2, "distinct": False} | field))["result"]) == 5
 
 
 def first_cut(text: str, stops: list[str]) -> str:
@@ -231,7 +236,7 @@ def first_cut(text: str, stops: list[str]) -> str:
 
 @pytest.mark.parametrize("as_list", [False, True], ids=["string", "list"])
 def test_a_result_is_cut_before_its_first_stop_string(server: Server, as_list: bool) -> None:
-    base = {"context": PROMPT, "seed": 8, "maxlength": 20, "echo": False, "details": True, **WILD}
+    base = {"context": PROMPT, "seed": 8, "maxlength": 20, "echo": False, "details": True, **WILD, **AS_DRAWN}
     whole = server.generate(**base)["result"]
     longest = max(whole, key=len)
     stop = longest[len(longest) // 2 : len(longest) // 2 + 3]
@@ -244,7 +249,7 @@ def test_a_result_is_cut_before_its_first_stop_string(server: Server, as_list: b
 
 
 def test_the_first_of_several_stop_strings_cuts(server: Server) -> None:
-    base = {"context": PROMPT, "seed": 8, "maxlength": 20, "echo": False, **WILD}
+    base = {"context": PROMPT, "seed": 8, "maxlength": 20, "echo": False, **WILD, **AS_DRAWN}
     whole = server.generate(**base)["result"]
     longest = max(whole, key=len)
     stops = [longest[-2:], longest[len(longest) // 3 : len(longest) // 3 + 2], "no such text 0x7f"]
@@ -276,7 +281,7 @@ def test_headers_of_an_answer(server: Server) -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS.keys())
 def test_the_context_stands_unchanged_at_the_start_of_every_result(server: Server, context: str) -> None:
-    answer = server.generate(context=context, maxlength=3, samples=3)
+    answer = server.generate(context=context, maxlength=3, samples=3, distinct=False)
     assert [text[: len(context)] for text in answer["result"]] == [context] * 3
 
 

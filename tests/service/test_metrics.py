@@ -207,6 +207,22 @@ def wait_for(server: Server, is_so: Any) -> Samples:
     raise AssertionError("it did not come to that")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_superseded_request_is_counted(seen: Server, stream: bool) -> None:
+    before = scrape(seen)
+    body = json.dumps(
+        {"context": "高血压要注意", "samples": 64, "maxlength": 240, "session": "s-1", "stream": stream, **WILD}
+    )
+    with seen.connect() as connection:
+        connection.sendall(seen.http(body, "Content-Type: application/json"))
+        wait_for(seen, lambda now: value(now, "engine_rows") > 0)
+        seen.generate(context="高血压要注意饮食", session="s-1", maxlength=2)
+        assert b'"superseded"' in seen.read_to_end(connection)
+    after = wait_for(seen, lambda now: grown(before, now, "requests_superseded_total") == 1)
+    assert grown(before, after, "errors_total", code="superseded") == 1
+    assert grown(before, after, "requests_cancelled_total") == 0
+
+
 def test_an_overloaded_service_says_so(seen: Server) -> None:
     before = scrape(seen)
     assert value(before, "requests_limit") == 4
@@ -402,7 +418,7 @@ def test_without_the_extra_otel_is_a_usage_error(monkeypatch: pytest.MonkeyPatch
 
 def test_two_applications_count_apart() -> None:
     one, other = (metrics.Metrics(AsyncEngine(EngineSettings())) for _ in range(2))
-    one.observe_answer(Answer((Candidate("a", 3, None, "stop"),), 5, 0.1, 0.2, 0.3, 2))
+    one.observe_answer(Answer((Candidate("a", 3, None, "stop"),), 5, 0.1, 0.2, 0.3, num_unknown_tokens=2))
     name = "promptgen_answered_unknown_tokens_total"
     assert (one.registry.get_sample_value(name), other.registry.get_sample_value(name)) == (2, 0)
 

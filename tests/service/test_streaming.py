@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,10 +38,14 @@ def events(body: bytes) -> list[Any]:
 
 
 def joined(decoded: list[Any], samples: int) -> list[str]:
-    return [
-        "".join(event["text"] for event in decoded if event.get("index") == i and "text" in event)
-        for i in range(samples)
-    ]
+    """The text of each candidate as a client has it at the end."""
+    texts = [""] * samples
+    for event in decoded:
+        if "reset" in event:
+            texts[event["index"]] = ""
+        elif "text" in event:
+            texts[event["index"]] += event["text"]
+    return texts
 
 
 def test_headers_of_a_stream(server: Server) -> None:
@@ -66,22 +71,37 @@ def test_events_have_the_promised_form_and_joined_pieces_are_the_results(
 ) -> None:
     decoded = events(stream(server, context=context, samples=3, maxlength=8, seed=1, echo=echo).body)
     *parts, last = decoded
-    assert set(last) == {"result", "time"}
+    assert set(last) == {"result", "time", "order", "scores"}
     assert last["time"] > 0
-    assert all(set(part) in ({"index", "text"}, {"index", "finish_reason"}) for part in parts)
+    assert all(set(part) in ({"index", "text"}, {"index", "finish_reason"}, {"index", "reset"}) for part in parts)
     assert {part["index"] for part in parts} == {0, 1, 2}
-    assert joined(decoded, 3) == last["result"]
-    assert all(text.startswith(context) for text in last["result"]) or not echo
-    ends = [part for part in parts if "finish_reason" in part]
-    assert sorted(end["index"] for end in ends) == [0, 1, 2]
-    assert {end["finish_reason"] for end in ends} <= {"stop", "length"}
-    for end in ends:
-        assert [part for part in parts[parts.index(end) + 1 :] if part["index"] == end["index"]] == []
+    assert [text or None for text in joined(decoded, 3)] == [text or None for text in last["result"]]
+    assert sorted(last["order"]) == [i for i in range(3) if last["result"][i] is not None]
+    assert last["scores"] == sorted(last["scores"], reverse=True)
+    assert all(text.startswith(context) for text in last["result"] if text is not None) or not echo
+    for index in range(3):
+        own = [part for part in parts if part["index"] == index]
+        assert own[-1].get("finish_reason") in {"stop", "length"} or own[-1] == {"index": index, "reset": True}
+        for before, after in pairwise(own):
+            assert "finish_reason" not in before or after == {"index": index, "reset": True}
 
 
 def test_a_stream_and_a_whole_answer_are_the_same_text(server: Server) -> None:
     fields = {"context": PROMPT, "seed": 12, "samples": 4, "maxlength": 20}
-    assert events(stream(server, **fields).body)[-1]["result"] == server.generate(**fields)["result"]
+    last = events(stream(server, **fields).body)[-1]
+    assert [last["result"][i] for i in last["order"]] == server.generate(**fields)["result"]
+
+
+def test_a_duplicate_is_withdrawn_and_drawn_anew_under_its_index(server: Server) -> None:
+    # Two words after a prompt that leaves hardly any choice: most of eight draws are equal.
+    fields = {"context": "高血压要注意", "seed": 3, "samples": 8, "maxlength": 1, "top_k": 2, "echo": False}
+    decoded = events(stream(server, **fields).body)
+    last = decoded[-1]
+    assert any("reset" in event for event in decoded)
+    kept = [text for text in last["result"] if text is not None]
+    assert 1 <= len(kept) <= 2
+    assert len(set(kept)) == len(kept)
+    assert [joined(decoded, 8)[i] for i in last["order"]] == server.generate(**fields)["result"]
 
 
 def test_pieces_come_one_step_at_a_time(server: Server) -> None:
@@ -91,7 +111,8 @@ def test_pieces_come_one_step_at_a_time(server: Server) -> None:
 
 def test_details_come_with_the_result(server: Server) -> None:
     last = events(stream(server, samples=2, maxlength=3, details=True, seed=5).body)[-1]
-    assert set(last) == {"result", "time", "candidates", "usage", "timing", "model", "seed"}
+    added = {"candidates", "usage", "timing", "model", "seed", "redrawn", "missing"}
+    assert set(last) == {"result", "time", "order", "scores"} | added
     assert last["seed"] == 5
 
 
@@ -100,7 +121,7 @@ def test_a_blank_context_streams_an_empty_result(server: Server) -> None:
 
 
 def test_a_stop_string_cuts_a_stream_as_it_cuts_an_answer(server: Server) -> None:
-    base = {"seed": 8, "maxlength": 20, "samples": 3, "echo": False, "context": PROMPT, **WILD}
+    base = {"seed": 8, "maxlength": 20, "samples": 3, "echo": False, "context": PROMPT, "rank": "none", **WILD}
     longest = max(server.generate(**base)["result"], key=len)
     stop = longest[len(longest) // 2 :][:2]
     decoded = events(stream(server, **base, stop=stop).body)
@@ -149,7 +170,7 @@ def test_a_client_that_vanishes_midway_frees_its_rows(server: Server) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         connection.close()
     time.sleep(0.3)
-    answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True)
+    answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True, distinct=False)
     assert answer["timing"]["queue"] < 0.5
     assert len(answer["result"]) == 64
 
@@ -161,7 +182,7 @@ def test_a_client_that_waits_for_a_whole_answer_and_vanishes_frees_its_rows(serv
             connection.sendall(server.http(body, TYPE))
             time.sleep(0.2)
     time.sleep(0.3)
-    answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True)
+    answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True, distinct=False)
     assert answer["timing"]["queue"] < 0.5
 
 
@@ -182,7 +203,7 @@ def test_random_disconnects_leave_the_service_as_it_was(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(vanish, [chance.randrange(1 << 30) for _ in range(20)]))
     time.sleep(0.3)
-    answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True)
+    answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True, distinct=False)
     assert answer["timing"]["queue"] < 0.5
     assert "unforeseen" not in server.log()
 

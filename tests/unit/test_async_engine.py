@@ -20,6 +20,7 @@ from promptgen.generation.async_engine import AsyncEngine, Delta
 from promptgen.generation.candidates import Finished, Piece
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
+from promptgen.generation.healing import Healer
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape
@@ -60,7 +61,7 @@ def loader(pause_s: float = 0.0) -> Callable[[EngineSettings], OpenModel]:
         )
         engine = SlowEngine(memory, EagerGpt2(memory, weights), max_queue=settings.max_queue)
         engine.pause_s = pause_s
-        return OpenModel(TOKENIZER, engine, ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2))
+        return OpenModel(TOKENIZER, Healer(TOKENIZER), engine, ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2))
 
     return load
 
@@ -84,6 +85,10 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - counts of another thread have no event
             await asyncio.sleep(0.002)
+
+
+def texts_of(answer: Answer) -> list[str]:
+    return [candidate.completion for candidate in answer.candidates]
 
 
 def is_empty(engine: AsyncEngine) -> bool:
@@ -145,11 +150,12 @@ def test_the_answer_is_the_collected_stream() -> None:
             *before, answer = deltas
             assert isinstance(answer, Answer)
             assert (answer.num_prompt_tokens, answer.num_completion_tokens) == (4, 60)
-            for sample, candidate in enumerate(answer.candidates):
-                own = [d for d in before if not isinstance(d, Answer) and d.sample == sample]
+            assert sorted(candidate.index for candidate in answer.candidates) == [0, 1]
+            for candidate in answer.candidates:
+                own = [d for d in before if not isinstance(d, Answer) and d.sample == candidate.index]
                 assert "".join(d.text for d in own if isinstance(d, Piece)) == candidate.completion
-                assert own[-1] == Finished(sample, candidate)
-            assert (await engine.answer(FULL)).candidates == answer.candidates
+                assert own[-1] == Finished(candidate.index, candidate)
+            assert texts_of(await engine.answer(FULL)) == texts_of(answer)
             assert min(answer.queue_s, answer.prefill_s, answer.decode_s) >= 0
 
     in_loop(scenario())
@@ -219,7 +225,7 @@ def test_fifty_requests_with_random_cancellations_leave_nothing_behind() -> None
 
     async def scenario() -> None:
         async with running(pause_s=0.001) as engine:
-            alone = (await engine.answer(FULL)).candidates
+            alone = await engine.answer(FULL)
             kept, dropped = [], []
             for number in range(50):
                 if number % 3 == 0:
@@ -230,9 +236,9 @@ def test_fifty_requests_with_random_cancellations_leave_nothing_behind() -> None
                     dropped.append(asyncio.create_task(engine.answer(FULL)))
                     asyncio.get_running_loop().call_later(draw.uniform(0, 0.3), dropped[-1].cancel)
             await asyncio.gather(*dropped, return_exceptions=True)
-            assert [(await task).candidates for task in kept] == [alone] * 17
+            assert [texts_of(await task) for task in kept] == [texts_of(alone)] * 17
             await until(lambda: is_empty(engine))
-            assert (await engine.answer(FULL)).candidates == alone
+            assert texts_of(await engine.answer(FULL)) == texts_of(alone)
 
     in_loop(scenario())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -128,12 +130,13 @@ def finish(sample: int, reason: FinishReason) -> FinishEvent:
 
 
 def taken(request: TextRequest, events: list[Event]) -> tuple[CandidateSet, list[Piece | Finished]]:
-    candidates = CandidateSet(TOKENIZER, request)
+    candidates = CandidateSet(TOKENIZER, replace(request, heal=False, distinct=False, rank="none"))
     return candidates, [delta for event in events for delta in candidates.take(event)]
 
 
 def test_the_engine_is_asked_for_the_prompt_behind_the_begin_token() -> None:
-    request = CandidateSet(TOKENIZER, TextRequest("高血压要注意", 3, 9, want_logprobs=True, ignore_end=True)).request
+    asked = TextRequest("高血压要注意", 3, 9, want_logprobs=True, ignore_end=True, heal=False)
+    (request,) = CandidateSet(TOKENIZER, asked).requests
     assert request.prompt_ids == tuple(IDS[word] for word in ("[MASK]", "高血压", "要", "注意"))
     assert (request.num_samples, request.max_new_tokens, request.want_logprobs, request.ignore_end) == (
         3,
@@ -162,13 +165,13 @@ def test_text_after_the_prompt_starts_with_the_right_space(
     prompt: str, words: tuple[str, ...], completion: str
 ) -> None:
     candidates, _ = taken(TextRequest(prompt, 1), [*tokens(0, *words), finish(0, "length")])
-    assert candidates.candidates()[0].completion == completion
+    assert candidates.answer().candidates[0].completion == completion
 
 
 def test_candidates_keep_their_order_reasons_counts_and_pieces() -> None:
     events = [StartEvent(7), *tokens(1, "要"), *tokens(0, "要", "注意"), finish(1, "stop"), finish(0, "length")]
     candidates, deltas = taken(TextRequest("高血压", 2), events)
-    first, second = candidates.candidates()
+    first, second = candidates.answer().candidates
     assert (first.completion, first.num_tokens, first.finish_reason, first.logprob) == ("要注意", 2, "length", None)
     assert (second.completion, second.num_tokens, second.finish_reason, second.logprob) == ("要", 1, "stop", None)
     assert deltas == [
@@ -182,28 +185,28 @@ def test_candidates_keep_their_order_reasons_counts_and_pieces() -> None:
 
 def test_logprobs_are_summed_when_asked_for() -> None:
     candidates, _ = taken(TextRequest("高血压", 1, want_logprobs=True), [*tokens(0, "要", "注意"), finish(0, "length")])
-    assert candidates.candidates()[0].logprob == pytest.approx(-1.0)
+    assert candidates.answer().candidates[0].logprob == pytest.approx(-1.0)
 
 
 def test_a_stop_string_finishes_a_candidate_and_later_events_are_ignored() -> None:
     events = [*tokens(0, "要", "。", "注意"), finish(0, "length")]
     candidates, deltas = taken(TextRequest("高血压", 1, stop=("。",)), events)
     assert candidates.is_complete
-    (candidate,) = candidates.candidates()
+    (candidate,) = candidates.answer().candidates
     assert (candidate.completion, candidate.num_tokens, candidate.finish_reason) == ("要", 2, "stop")
     assert deltas == [Piece(0, "要"), Finished(0, candidate)]
 
 
 def test_held_text_is_the_last_piece_before_the_candidate_finishes() -> None:
     candidates, deltas = taken(TextRequest("高血压", 1, stop=("。。",)), [*tokens(0, "要", "。"), finish(0, "length")])
-    assert deltas == [Piece(0, "要"), Piece(0, "。"), Finished(0, candidates.candidates()[0])]
+    assert deltas == [Piece(0, "要"), Piece(0, "。"), Finished(0, candidates.answer().candidates[0])]
 
 
 def test_a_request_is_complete_with_its_last_candidate() -> None:
-    candidates = CandidateSet(TOKENIZER, TextRequest("高血压", 2))
+    candidates = CandidateSet(TOKENIZER, TextRequest("高血压", 2, distinct=False))
     candidates.take(finish(1, "stop"))
     assert not candidates.is_complete
     assert candidates.take(FailureEvent(7, "x")) == []
     candidates.take(finish(0, "stop"))
     assert candidates.is_complete
-    assert [candidate.completion for candidate in candidates.candidates()] == ["", ""]
+    assert [candidate.completion for candidate in candidates.answer().candidates] == ["", ""]

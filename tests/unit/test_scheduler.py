@@ -151,7 +151,9 @@ class SchedulerWalk(RuleBasedStateMachine):
                 assert key not in self.finished
                 self.finished.add(key)
                 del self.left[key]
-                expected.append(FinishEvent(*key, "stop" if token_id == END else "length"))
+                expected.append(
+                    FinishEvent(*key, "stop", -float(row)) if token_id == END else FinishEvent(*key, "length")
+                )
         return expected
 
     @precondition(lambda self: self.asked)

@@ -425,11 +425,12 @@ struct Row {
   int64_t token_id;   // fed next
   int64_t position;   // where it stands
   uint64_t key;       // of its noise
+  int64_t end_from;   // the first position where the end-of-document token may stand
   float temperature;  // never 0
   float top_p;        // 1 when off
   float penalty;      // 1 when off
   int32_t top_k;      // never 0: the vocabulary when off
-  uint8_t is_greedy, wants_logprob, ignores_end;
+  uint8_t is_greedy, wants_logprob, has_bias, is_forced;
 };
 
 // What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
@@ -452,7 +453,9 @@ struct Draw {
   int64_t logits_stride;
   const float* bias;  // [vocabulary], -inf for what is never drawn
   uint8_t* seen;      // [rows, vocabulary], kept up for rows with a penalty
-  int64_t end_id;
+  const float* row_bias;   // [rows, vocabulary], for rows that have one
+  const int32_t* forced;   // [rows, window]: the token to stand at each position, for rows that are forced
+  int64_t window, end_id;
   int32_t* token_ids;
   float* logprobs;
 };
@@ -576,14 +579,27 @@ double log_sum_exp(const float* values, int32_t count) {
   return peak + std::log(total);
 }
 
+// The token that is given for this row, and its log-probability among all tokens.
+void force_row(const Draw& draw, int64_t r, const float* logits, int32_t vocabulary) {
+  Row& row = draw.rows[r];
+  row.position += 1;
+  const int32_t token_id = draw.forced[r * draw.window + row.position];
+  row.token_id = draw.token_ids[r] = token_id;
+  draw.logprobs[r] = row.wants_logprob ? static_cast<float>(logits[token_id] - log_sum_exp(logits, vocabulary)) : 0.0f;
+}
+
 void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own) {
   Row& row = draw.rows[r];
   const int64_t slot = r < draw.num_continuing ? r : draw.prompt_slots[r - draw.num_continuing];
   const float* logits = draw.logits + slot * draw.logits_stride;
+  if (row.is_forced) return force_row(draw, r, logits, vocabulary);
   uint8_t* seen = draw.seen + r * vocabulary;
   float* values = own.values.data();
   allow(logits, draw.bias, vocabulary, own);
-  if (row.ignores_end && draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
+  if (row.has_bias)
+    for (int32_t i = 0; i < vocabulary; ++i) values[i] += draw.row_bias[r * vocabulary + i];
+  row.position += 1;
+  if (row.position < row.end_from && draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
   const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
   if (row.penalty != 1.0f)
     for (int32_t i = 0; i < vocabulary; ++i)
@@ -599,7 +615,6 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
       else before += std::exp(own.best[i].value - own.best[0].value) / total;
     }
   }
-  row.position += 1;
   const uint64_t at_position = mixed(row.key + (row.position + 1) * kGolden);
   size_t chosen = 0;
   double best_score = -std::numeric_limits<double>::infinity();
@@ -611,8 +626,9 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   row.token_id = token_id;
   draw.token_ids[r] = token_id;
   if (row.penalty != 1.0f) seen[token_id] = 1;
+  const float own_bias = row.has_bias ? draw.row_bias[r * vocabulary + token_id] : 0.0f;
   draw.logprobs[r] =
-      row.wants_logprob ? static_cast<float>(logits[token_id] + draw.bias[token_id] - normalizer) : 0.0f;
+      row.wants_logprob ? static_cast<float>(logits[token_id] + draw.bias[token_id] + own_bias - normalizer) : 0.0f;
 }
 
 }  // namespace

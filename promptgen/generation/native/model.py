@@ -45,8 +45,8 @@ class _Draw(Structure):
         *((name, c_int64) for name in ("num_rows", "num_continuing")),
         *((name, c_void_p) for name in ("rows", "prompt_slots", "logits")),
         ("logits_stride", c_int64),
-        *((name, c_void_p) for name in ("bias", "seen")),
-        ("end_id", c_int64),
+        *((name, c_void_p) for name in ("bias", "seen", "row_bias", "forced")),
+        *((name, c_int64) for name in ("window", "end_id")),
         *((name, c_void_p) for name in ("token_ids", "logprobs")),
     ]
 
@@ -132,6 +132,9 @@ class NativeGpt2:
             logits_stride=stride,
             bias=memory.bias.ctypes.data,
             seen=memory.seen.ctypes.data,
+            row_bias=memory.row_bias.ctypes.data,
+            forced=memory.forced.ctypes.data,
+            window=shape.window,
             end_id=memory.end_id,
             token_ids=self._token_ids.ctypes.data,
             logprobs=self._logprobs.ctypes.data,

@@ -402,7 +402,7 @@ def test_without_the_extra_otel_is_a_usage_error(monkeypatch: pytest.MonkeyPatch
 
 def test_two_applications_count_apart() -> None:
     one, other = (metrics.Metrics(AsyncEngine(EngineSettings())) for _ in range(2))
-    one.observe_answer(Answer((Candidate("a", 3, None, "stop"),), 5, 0.1, 0.2, 0.3, 2))
+    one.observe_answer(Answer((Candidate("a", 3, None, "stop"),), 5, 0.1, 0.2, 0.3, num_unknown_tokens=2))
     name = "promptgen_answered_unknown_tokens_total"
     assert (one.registry.get_sample_value(name), other.registry.get_sample_value(name)) == (2, 0)
 

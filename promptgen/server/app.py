@@ -9,7 +9,7 @@ from aiohttp import web
 from promptgen.config import ServeSettings
 from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
-from promptgen.server import docs_page, guards, handlers, metrics, text_routes
+from promptgen.server import docs_page, guards, handlers, metrics, pages, text_routes
 from promptgen.server.body import defer_expectation
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
         ("GET", "/openapi.json", docs.description),
         ("GET", "/docs", docs.page),
         ("GET", "/docs/rapidoc-min.js", docs.viewer),
+        *pages.routes(),
     ):
         app.router.add_route(method, path, handler, expect_handler=defer_expectation)
         if method == "GET":

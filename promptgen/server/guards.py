@@ -25,12 +25,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from promptgen.config import ServeSettings
 from promptgen.errors import RequestError, UsageError
+from promptgen.server import pages
 from promptgen.server.faults import HttpFault
 from promptgen.server.metrics import Metrics
 from promptgen.server.outcome import CALLER, CLIENT_LEFT, ID, OUTCOME, Outcome, route_of, server_timing
 
 REQUEST_ID = "X-Request-Id"
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # answered without a key
+OPEN_PATHS = frozenset({"/health", "/ready"}) | pages.PATHS  # answered without a key
 EXPOSED_HEADERS = ("Retry-After", "X-Request-Id", "Server-Timing")
 _ALLOWED_HEADERS = frozenset({"content-type", "authorization", "x-api-key", "x-request-id"})
 _ALLOWED_PREFIX = "x-stainless-"

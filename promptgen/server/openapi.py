@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import promptgen
-from promptgen.server import answers
+from promptgen.server import answers, pages
 from promptgen.server.guards import OPEN_PATHS
 from promptgen.server.schema import GenerateBody
 from promptgen.server.text_routes import DetokenizeBody, TokenizeBody
@@ -76,6 +76,12 @@ class Operation:
     has_ascii: bool = True
 
 
+PAGE_FILES = "/pages/{file}"  # many routes, one line
+_PAGE_FILE = {
+    "type": "string",
+    "enum": sorted(path.rpartition("/")[2] for path in pages.PATHS if path.startswith("/pages/")),
+}
+
 OPERATIONS = (
     Operation(
         "POST", "/generate", "text", "Several ways a prompt could go on.",
@@ -100,6 +106,9 @@ OPERATIONS = (
     ),
     Operation("GET", "/version", "state", "Version, model and packages.", {JSON: answers.VersionAnswer}),
     Operation("GET", "/metrics", "state", "Metrics for Prometheus.", {PLAIN: None}, has_ascii=False),
+    Operation("GET", "/", "page", "The page.", {HTML: None}, has_ascii=False),
+    Operation("GET", PAGE_FILES, "page", "A file of the page.", {SCRIPT: None, "text/css": None, "image/svg+xml": None}, has_ascii=False),
+    Operation("GET", "/promptgen.js", "page", "A client for pages of any origin.", {SCRIPT: None}, has_ascii=False),
     Operation("GET", "/openapi.json", "reference", "This document.", {JSON: None}),
     Operation("GET", "/docs", "reference", "This document as a page.", {HTML: None}, has_ascii=False),
     Operation("GET", "/docs/rapidoc-min.js", "reference", "The script of that page.", {SCRIPT: None}, has_ascii=False),
@@ -136,20 +145,22 @@ def document(*, needs_key: bool) -> dict[str, Any]:
 
 
 def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
-    is_open = operation.path in OPEN_PATHS
+    is_open = operation.path in OPEN_PATHS or operation.path == PAGE_FILES
     statuses = {*_ALWAYS, *operation.faults, *(_WITH_BODY if operation.takes else ()), *(() if is_open else (401,))}
     responses: dict[str, Any] = {"200": _success(operation)}
     for status, model in (operation.otherwise or {}).items():
         responses[str(status)] = {"description": "Not now.", "content": {JSON: {"schema": _ref(model)}}}
     responses |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)}
     result: dict[str, Any] = {
-        "operationId": operation.path.strip("/").translate(str.maketrans("/.-", "___")) or "page",
+        "operationId": operation.path.strip("/").translate(str.maketrans("/.-{}", "_____")) or "page",
         "summary": operation.summary,
         "tags": [operation.tag],
         "parameters": [{"$ref": "#/components/parameters/requestId"}],
         "responses": responses,
         "security": [] if is_open else [*([] if needs_key else [{}]), {"bearer": []}, {"apiKey": []}],
     }
+    if operation.path == PAGE_FILES:
+        result["parameters"].append({"name": "file", "in": "path", "required": True, "schema": _PAGE_FILE})
     if operation.has_ascii:
         result["parameters"].append({"$ref": "#/components/parameters/ascii"})
     if operation.takes is not None:

@@ -18,7 +18,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -128,6 +128,7 @@ class _Writer:
     ascii_only: bool
     started: float
     outcome: Outcome
+    withdrawn: set[int] = field(default_factory=set)
 
     @property
     def num_candidates(self) -> int:
@@ -142,14 +143,22 @@ class _Writer:
         pieces = [context[begin : begin + PIECE_CHARACTERS] for begin in range(0, len(context), PIECE_CHARACTERS)]
         return b"".join(self.event({"index": index, "text": piece}) for piece in pieces)
 
+    def again(self, index: int) -> bytes:
+        """The echo of a candidate that was withdrawn, when it is drawn anew."""
+        if index not in self.withdrawn:
+            return b""
+        self.withdrawn.remove(index)
+        return self.echo(index)
+
     def delta(self, delta: Delta) -> bytes:
         match delta:
             case Piece(index, text):
-                return self.event({"index": index, "text": text})
+                return self.again(index) + self.event({"index": index, "text": text})
             case Finished(index, candidate):
-                return self.event({"index": index, "finish_reason": candidate.finish_reason})
-            case Withdrawn(index, is_final):
-                return self.event({"index": index, "reset": True}) + (b"" if is_final else self.echo(index))
+                return self.again(index) + self.event({"index": index, "finish_reason": candidate.finish_reason})
+            case Withdrawn(index):
+                self.withdrawn.add(index)
+                return self.event({"index": index, "reset": True})
             case Answer():
                 return self.answer(delta)
 

@@ -181,9 +181,7 @@ def spellings(small: Small, prompt: str, rest: str) -> dict[str, float]:
     return {text: p / total for text, p in reached.items()}
 
 
-@pytest.mark.parametrize(
-    ("prompt", "rest"), [("要", "高血"), ("，", "要注"), ("how to ", "tr"), ("", "高血压")]
-)
+@pytest.mark.parametrize(("prompt", "rest"), [("要", "高血"), ("，", "要注"), ("how to ", "tr"), ("", "高血压")])
 def test_the_first_word_is_distributed_as_the_model_s_own_given_what_was_typed(
     small: Small, prompt: str, rest: str
 ) -> None:

@@ -78,7 +78,7 @@ class Runner:
             )
             memory.start_rows(after, join.branch_slots[branch], row, samples)
             for _, pick in drawn:
-                memory.place_token(row, pick.token_id)
+                memory.place_token(row, pick.token_id, is_new=pick.token_id not in way.spelled_ids)
                 row += 1
         return picks
 

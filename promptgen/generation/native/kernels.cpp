@@ -16,6 +16,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -112,14 +114,14 @@ void pause() {
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 
-// A team that runs one function at a time on all its threads; the caller is thread 0. Between jobs the others spin for a moment (the next
-// step usually comes at once), then sleep.
+// A team that runs one function at a time, on all its threads or on the caller's alone; the caller is thread 0. Between jobs the others spin for a
+// moment (the next step usually comes at once), then sleep.
 class Team {
  public:
   // Throws std::system_error if the system gives no more threads.
-  explicit Team(int size) : size_(size) {
+  explicit Team(int most) : most_(most) {
     try {
-      for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
+      for (int index = 1; index < most; ++index) threads_.emplace_back([this, index] { serve(index); });
     } catch (...) {
       end();
       throw;
@@ -128,7 +130,9 @@ class Team {
   ~Team() { end(); }
 
   template <class Job>
-  void run(Job& job) {
+  void run(Job& job, bool is_together = true) {
+    size_ = is_together ? most_ : 1;
+    if (size_ == 1) return job(0);
     job_ = [](void* context, int index) { (*static_cast<Job*>(context))(index); };
     context_ = &job;
     epoch_.fetch_add(1, std::memory_order_seq_cst);  // before the look at sleepers_, as a sleeper looks the other way round
@@ -151,7 +155,8 @@ class Team {
     }
   }
 
-  int size() const { return size_; }
+  int most() const { return most_; }  // threads there are
+  int size() const { return size_; }  // threads that run the job
 
  private:
   void end() {
@@ -183,7 +188,8 @@ class Team {
     }
   }
 
-  const int size_;
+  const int most_;
+  int size_ = 1;
   std::vector<std::thread> threads_;
   void (*job_)(void*, int) = nullptr;
   void* context_ = nullptr;
@@ -192,6 +198,56 @@ class Team {
   alignas(64) std::atomic<int> sleepers_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+// Whether passes of about one size go faster on all threads (together) or on one (alone). Together is fast as long as every thread has a core: one that a
+// neighbour keeps off its core is waited for at every barrier, and a pass takes many times as long. The way in use is kept while it is the faster; the other
+// one is tried now and then, as often as what is lost by it stays a small share of the time.
+class Pace {
+ public:
+  bool is_together() const { return is_trial_ != is_together_; }
+
+  void took(double seconds) {
+    const bool was_together = is_together();
+    const double steady = std::min(seconds, last_);  // one slow pass is an accident, two are a state
+    last_ = is_trial_ ? kUnknown : seconds;
+    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) - expected_[!was_together]);
+    lost_ = std::clamp(lost_ - seconds * kShareLost, 0.0, kMostLost);
+    if (is_trial_) return judge(was_together, seconds);
+    expected_[was_together] += (steady - expected_[was_together]) / kMemory;
+    if (was_together && expected_[true] > expected_[false]) {
+      is_together_ = false;
+      pause_ = kShortPause, passes_ = 0;
+    } else if (++passes_ >= pause_ && lost_ == 0) {
+      is_trial_ = true, passes_ = 0;
+    }
+  }
+
+ private:
+  // A trial is the median of three passes (sleeping threads have to wake), or one that is far too slow.
+  void judge(bool was_together, double seconds) {
+    trial_[passes_++] = seconds;
+    if (passes_ < 3 && seconds < 4 * expected_[!was_together]) return;
+    std::sort(trial_, trial_ + passes_);
+    expected_[was_together] = trial_[passes_ / 2];
+    const bool is_won = expected_[was_together] < expected_[!was_together];
+    if (is_won) is_together_ = was_together;
+    pause_ = is_won ? kShortPause : std::min(2 * pause_, kLongPause);
+    is_trial_ = std::isinf(expected_[!was_together]);  // the first passes of all: both ways
+    passes_ = 0;
+  }
+
+  static constexpr double kMemory = 8;                           // passes that an expectation looks back
+  static constexpr double kShareLost = 0.005, kMostLost = 0.02;  // of the time; seconds
+  static constexpr int kShortPause = 16, kLongPause = 256;       // passes between trials
+  static constexpr double kUnknown = std::numeric_limits<double>::infinity();
+
+  double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
+  double last_ = kUnknown, trial_[3] = {};
+  double lost_ = 0;           // seconds that the other way would have saved, less what is forgiven
+  bool is_together_ = false;  // the way in use
+  bool is_trial_ = true;      // of the other way
+  int passes_ = 0, pause_ = kShortPause;
 };
 
 struct Share {
@@ -653,7 +709,10 @@ class Model {
     hidden_.reserve(m, shape_.width), x_.reserve(m, shape_.width);
     mixed_.reserve(m, 3 * shape_.width), inner_.reserve(m, shape_.inner);
     auto job = [&](int index) { run(cache, pass, index); };
-    team_.run(job);
+    Pace& pace = paces_[std::bit_width(static_cast<uint64_t>(m))];
+    const auto start = std::chrono::steady_clock::now();
+    team_.run(job, pace.is_together());
+    pace.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
 
   void draw(const Draw& draw) {
@@ -661,8 +720,10 @@ class Model {
       const Share mine = share(draw.num_rows, index, team_.size());
       for (int64_t r = mine.begin; r < mine.end; ++r) draw_row(draw, r, shape_.vocabulary, draw_buffers_[index]);
     };
-    team_.run(job);
+    team_.run(job, team_.size() > 1);  // as the pass before it
   }
+
+  int num_threads() const { return team_.size(); }
 
  private:
   void run(const Cache& cache, const Pass& pass, int index) {
@@ -811,6 +872,7 @@ class Model {
 
   const Shape shape_;
   Team team_;
+  Pace paces_[65];  // by the bits of the number of tokens
   std::vector<Token> tokens_of_pass_;
   const float *tokens_, *positions_;
   Norm norm_;
@@ -844,6 +906,8 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
 }
 void promptgen_forward(Model* model, const Cache* cache, const Pass* pass) { model->forward(*cache, *pass); }
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
+// How many threads the last pass or draw took.
+int32_t promptgen_threads(const Model* model) { return model->num_threads(); }
 void promptgen_close(Model* model) { delete model; }
 
 }  // extern "C"

@@ -13,6 +13,7 @@
 // Radford et al. 2019 (pre-norm blocks), in the form of transformers' GPT2LMHeadModel.
 
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -211,43 +212,38 @@ class Pace {
     const bool was_together = is_together();
     const double steady = std::min(seconds, last_);  // one slow pass is an accident, two are a state
     last_ = is_trial_ ? kUnknown : seconds;
-    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) - expected_[!was_together]);
-    lost_ = std::clamp(lost_ - seconds * kShareLost, 0.0, kMostLost);
+    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) / expected_[!was_together] - 1);
+    lost_ = std::clamp(lost_ - kShareLost, 0.0, kMostLost);
+    ++passes_;
     if (is_trial_) return judge(was_together, seconds);
     expected_[was_together] += (steady - expected_[was_together]) / kMemory;
-    if (was_together && expected_[true] > expected_[false]) {
-      is_together_ = false;
-      pause_ = kShortPause, passes_ = 0;
-    } else if (++passes_ >= pause_ && lost_ == 0) {
-      is_trial_ = true, passes_ = 0;
-    }
+    if (was_together && expected_[true] > expected_[false]) is_together_ = false, passes_ = 0;
+    if (passes_ >= kPause && lost_ == 0) is_trial_ = true, passes_ = 0;
   }
 
  private:
   // A trial is the median of three passes (sleeping threads have to wake), or one that is far too slow.
   void judge(bool was_together, double seconds) {
-    trial_[passes_++] = seconds;
+    trial_[passes_ - 1] = seconds;
     if (passes_ < 3 && seconds < 4 * expected_[!was_together]) return;
     std::sort(trial_, trial_ + passes_);
     expected_[was_together] = trial_[passes_ / 2];
-    const bool is_won = expected_[was_together] < expected_[!was_together];
-    if (is_won) is_together_ = was_together;
-    pause_ = is_won ? kShortPause : std::min(2 * pause_, kLongPause);
-    is_trial_ = std::isinf(expected_[!was_together]);  // the first passes of all: both ways
+    if (expected_[was_together] < expected_[!was_together]) is_together_ = was_together;
+    is_trial_ = expected_[!was_together] == kUnknown;  // the first passes of all: both ways
     passes_ = 0;
   }
 
-  static constexpr double kMemory = 8;                           // passes that an expectation looks back
-  static constexpr double kShareLost = 0.005, kMostLost = 0.02;  // of the time; seconds
-  static constexpr int kShortPause = 16, kLongPause = 256;       // passes between trials
+  static constexpr double kMemory = 8;       // passes that an expectation looks back
+  static constexpr double kShareLost = 0.005, kMostLost = 5;  // of the passes; passes, so a trial is at most a thousand passes away
+  static constexpr int kPause = 16;          // passes between trials, at least
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
   double last_ = kUnknown, trial_[3] = {};
-  double lost_ = 0;           // seconds that the other way would have saved, less what is forgiven
+  double lost_ = 0;           // passes for which there would have been time the other way, less what is forgiven
   bool is_together_ = false;  // the way in use
   bool is_trial_ = true;      // of the other way
-  int passes_ = 0, pause_ = kShortPause;
+  int passes_ = 0;
 };
 
 struct Share {
@@ -291,6 +287,49 @@ Vec from_bfloat(const uint16_t* p) {
   return v;
 }
 
+// Where packed weights lie: a few large blocks, zero at first, in huge pages where the system has them (reading them once a step is half as fast
+// again: fewer page tables to walk). Given back together.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const Block& block : blocks_) munmap(block.at, block.bytes);
+  }
+
+  template <class T>
+  T* take(int64_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    if (bytes > left_) add(std::max(bytes, kBlockBytes));
+    char* taken = next_;
+    next_ += bytes, left_ -= bytes;
+    return reinterpret_cast<T*>(taken);
+  }
+
+ private:
+  struct Block {
+    void* at;
+    size_t bytes;
+  };
+  static constexpr size_t kHugePage = 2 << 20, kBlockBytes = 32 << 20;
+
+  void add(size_t bytes) {
+    const Block block{mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), bytes + kHugePage};
+    if (block.at == MAP_FAILED) throw std::bad_alloc();
+    blocks_.push_back(block);
+    next_ = static_cast<char*>(block.at) + (-reinterpret_cast<uintptr_t>(block.at) & (kHugePage - 1));
+    left_ = bytes;
+#if defined(MADV_HUGEPAGE)
+    madvise(next_, left_, MADV_HUGEPAGE);
+#endif
+  }
+
+  std::vector<Block> blocks_;
+  char* next_ = nullptr;
+  size_t left_ = 0;
+};
+
 // Rows of activations: floats, and for int8 their quantized form with a scale for each row.
 struct Activations {
   int64_t width = 0, capacity = 0;
@@ -328,20 +367,30 @@ struct Activations {
   }
 };
 
+#if defined(__AVX512VNNI__)
+// In each of 16 lanes: sum + the products of four unsigned and four signed bytes. As an instruction and not as the intrinsic function, which GCC 12
+// surrounds with copies of the sums.
+__m512i add_products(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+  return sum;
+}
+#endif
+
 // y = x W + b. W comes as [in, out] (GPT-2's Conv1D) or, for the head, as [out, in].
 class Linear {
  public:
-  void pack(Precision precision, const float* weight, const float* bias, int64_t in, int64_t out, bool is_transposed, Team& team) {
+  void pack(
+      Precision precision, const float* weight, const float* bias, int64_t in, int64_t out, bool is_transposed, Team& team, Arena& arena) {
     precision_ = precision, in_ = in, panels_ = (out + kPanel - 1) / kPanel;
-    bias_ = buffer<float>(panels_ * kPanel);
-    if (bias) std::memcpy(bias_.get(), bias, out * sizeof(float));
+    bias_ = arena.take<float>(panels_ * kPanel);
+    if (bias) std::memcpy(bias_, bias, out * sizeof(float));
     const int64_t size = panels_ * kPanel * in;
-    if (precision == kFloat) floats_ = buffer<float>(size);
-    if (precision == kBfloat) halves_ = buffer<uint16_t>(size);
+    if (precision == kFloat) floats_ = arena.take<float>(size);
+    if (precision == kBfloat) halves_ = arena.take<uint16_t>(size);
     if (precision == kInt8) {
-      bytes_ = buffer<int8_t>(size);
-      scales_ = buffer<float>(panels_ * kPanel);
-      offsets_ = buffer<int32_t>(panels_ * kPanel);
+      bytes_ = arena.take<int8_t>(size);
+      scales_ = arena.take<float>(panels_ * kPanel);
+      offsets_ = arena.take<int32_t>(panels_ * kPanel);
     }
     auto job = [&](int index) {
       const Share mine = share(panels_, index, team.size());
@@ -359,11 +408,31 @@ class Linear {
     for (int64_t panel = mine.begin; panel < mine.end; ++panel)
       for (int64_t group = 0; group < num_groups; ++group) {
         const Share rows = share(num_rows, group, num_groups);  // of nearly equal size
-        with_rows<kRows>(rows.end - rows.begin, x, rows.begin, panel, take);
+        with_rows<kRows>(rows.end - rows.begin, x, rows.begin, panel, ahead(panel + 1, group, num_groups), take);
       }
   }
 
  private:
+  // What a group of rows fetches while it multiplies: its share of the next panel. The weights of a panel come from memory for the first group, which
+  // would wait for them, and from the cache for the others, which would leave memory idle. A single group leaves it to the processor's
+  // own prefetching, which is better at that.
+  struct Ahead {
+    const char* next;
+    int64_t lines;  // of 64 bytes, for each step along k
+
+    void fetch() {
+#if defined(__x86_64__)
+      for (int64_t line = 0; line < lines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T1);
+#endif
+      next += 64 * lines;
+    }
+  };
+
+  Ahead ahead(int64_t panel, int64_t group, int64_t num_groups) const {
+    const int64_t lines = num_groups == 1 ? 0 : num_groups < kVectors ? 2 : 1;
+    return {reinterpret_cast<const char*>(bytes_ + panel * in_ * kPanel) + group * (in_ / 4) * 64 * lines, lines};
+  }
+
   void pack_column(int64_t n, const float* column, int64_t stride) {
     const int64_t panel = n / kPanel, lane = n % kPanel;
     if (precision_ == kFloat)
@@ -386,20 +455,20 @@ class Linear {
   }
 
   template <int R, class Take>
-  void with_rows(int64_t count, const Activations& x, int64_t first, int64_t panel, Take& take) const {
+  void with_rows(int64_t count, const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
     if constexpr (R > 1)
-      if (count < R) return with_rows<R - 1>(count, x, first, panel, take);
-    if (precision_ == kInt8) return multiply_bytes<R>(x, first, panel, take);
+      if (count < R) return with_rows<R - 1>(count, x, first, panel, ahead, take);
+    if (precision_ == kInt8) return multiply_bytes<R>(x, first, panel, ahead, take);
     Vec sums[R][kVectors];
-    const float* bias = bias_.get() + panel * kPanel;
+    const float* bias = bias_ + panel * kPanel;
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < kVectors; ++j) sums[r][j] = load(bias + j * kLanes);
     const float* row = x.row(first);
     if (precision_ == kFloat) {
-      const float* w = floats_.get() + panel * in_ * kPanel;
+      const float* w = floats_ + panel * in_ * kPanel;
       accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
     } else {
-      const uint16_t* w = halves_.get() + panel * in_ * kPanel;
+      const uint16_t* w = halves_ + panel * in_ * kPanel;
       accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return from_bfloat(w + k * kPanel + j * kLanes); });
     }
     for (int r = 0; r < R; ++r)
@@ -420,43 +489,39 @@ class Linear {
   }
 
   template <int R, class Take>
-  void multiply_bytes(const Activations& x, int64_t first, int64_t panel, Take& take) const {
+  void multiply_bytes(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
 #if defined(__AVX512VNNI__)
-    const int8_t* w = bytes_.get() + panel * in_ * kPanel;
+    const int8_t* w = bytes_ + panel * in_ * kPanel;
     const uint8_t* rows = x.bytes.get() + first * x.width;
     __m512i sums[R][kVectors];
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_load_si512(offsets_.get() + panel * kPanel + j * kLanes);
+      for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_load_si512(offsets_ + panel * kPanel + j * kLanes);
     for (int64_t k = 0; k < in_; k += 4, w += 4 * kPanel) {
       __m512i column[kVectors];
       for (int j = 0; j < kVectors; ++j) column[j] = _mm512_load_si512(w + 64 * j);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 64), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 128), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 192), _MM_HINT_T0);
+      ahead.fetch();
       for (int r = 0; r < R; ++r) {
         int32_t four;
         std::memcpy(&four, rows + r * x.width + k, 4);
         const __m512i activation = _mm512_set1_epi32(four);
-        for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_dpbusd_epi32(sums[r][j], activation, column[j]);
+        for (int j = 0; j < kVectors; ++j) sums[r][j] = add_products(sums[r][j], activation, column[j]);
       }
     }
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < kVectors; ++j) {
         const int64_t n = panel * kPanel + j * kLanes;
         const Vec exact = __builtin_convertvector((IntVec)sums[r][j], Vec);
-        take(first + r, n, exact * (load(scales_.get() + n) * x.scales[first + r]) + load(bias_.get() + n));
+        take(first + r, n, exact * (load(scales_ + n) * x.scales[first + r]) + load(bias_ + n));
       }
 #endif
   }
 
-  static constexpr int kPrefetch = 2048;  // bytes ahead
   Precision precision_ = kFloat;
   int64_t in_ = 0, panels_ = 0;
-  Buffer<float> bias_, floats_, scales_;
-  Buffer<uint16_t> halves_;
-  Buffer<int8_t> bytes_;
-  Buffer<int32_t> offsets_;
+  float *bias_ = nullptr, *floats_ = nullptr, *scales_ = nullptr;
+  uint16_t* halves_ = nullptr;
+  int8_t* bytes_ = nullptr;
+  int32_t* offsets_ = nullptr;
 };
 
 }  // namespace
@@ -688,12 +753,12 @@ class Model {
     for (Block& block : blocks_) {
       auto norm = [&](Norm& into) { weight = next(), into.set(weight, next(), w); };
       auto linear = [&](Linear& into, int64_t in, int64_t out) {
-        weight = next(), into.pack(precision, weight, next(), in, out, false, team_);
+        weight = next(), into.pack(precision, weight, next(), in, out, false, team_, arena_);
       };
       norm(block.norm_1), linear(block.mix, w, 3 * w), linear(block.project, w, w);
       norm(block.norm_2), linear(block.up, w, shape.inner), linear(block.down, shape.inner, w);
     }
-    head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_);
+    head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_, arena_);
     is_quantized_ = precision == kInt8;
     const int32_t chunks = (shape.vocabulary + kChunk - 1) / kChunk;
     for (DrawBuffers& own : draw_buffers_) own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
@@ -875,6 +940,7 @@ class Model {
   Pace paces_[65];  // by the bits of the number of tokens
   std::vector<Token> tokens_of_pass_;
   const float *tokens_, *positions_;
+  Arena arena_;
   Norm norm_;
   std::vector<Block> blocks_;
   Linear head_;

@@ -310,10 +310,13 @@ def test_no_threads_is_told_and_the_process_lives(kernels: Kernels) -> None:
     assert done.stdout.startswith("told: there is no memory"), done.stderr
 
 
-def test_another_precision_takes_over_when_nothing_runs_and_what_was_read_is_forgotten(kernels: Kernels) -> None:
+@pytest.mark.parametrize("before", ["float32", "bfloat16"])  # torch keeps keys and values in float32 in both
+def test_another_precision_or_cache_type_takes_over_when_nothing_runs_and_what_was_read_is_forgotten(
+    kernels: Kernels, before: Precision
+) -> None:
     shape = SHAPES["heads of 64"]
     memory = new_memory(shape)
-    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1)), max_queue=9)
+    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1), before), max_queue=9)
     request = GenerationRequest((5, 6, 7), 2, 6, Sampling(seed=1))
     engine.add(0, request)
     engine.step()

@@ -49,6 +49,7 @@ constexpr int kRows = 1;
 
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint32_t BitVec __attribute__((vector_size(64)));
 typedef uint16_t HalfVec __attribute__((vector_size(32)));
 typedef uint8_t ByteVec __attribute__((vector_size(16)));
 
@@ -58,7 +59,31 @@ Vec load(const float* p) {
   return v;
 }
 void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// bfloat16: the upper half of a float.
+struct Bfloat {
+  uint16_t bits;
+};
+Vec load(const Bfloat* p) {
+  HalfVec half;
+  std::memcpy(&half, p, sizeof half);
+  const BitVec wide = __builtin_convertvector(half, BitVec) << 16;
+  Vec v;
+  std::memcpy(&v, &wide, sizeof v);
+  return v;
+}
+void store(Bfloat* p, Vec v) {
+  BitVec bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  const HalfVec half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, HalfVec);  // to nearest, ties to even
+  std::memcpy(p, &half, sizeof half);
+}
 Vec broadcast(float x) { return x - Vec{}; }
+Bfloat to_bfloat(float x) {
+  Bfloat all[kLanes];
+  store(all, broadcast(x));
+  return all[0];
+}
 
 // By halves: the same tree on every machine.
 float sum(Vec v) {
@@ -105,6 +130,13 @@ Vec exponential(Vec x) {
 Vec gelu(Vec x) {
   Vec u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
   return x / (1.0f + exponential(-2.0f * u));
+}
+
+// Asks for a line of 64 bytes that will be read soon. The address need not exist.
+void prefetch(const void* p) {
+#if defined(__x86_64__)
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+#endif
 }
 
 void pause() {
@@ -272,21 +304,6 @@ Buffer<T> buffer(int64_t count) {
 
 enum Precision { kFloat = 0, kBfloat = 1, kInt8 = 2 };
 
-uint16_t to_bfloat(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-}
-
-Vec from_bfloat(const uint16_t* p) {
-  HalfVec half;
-  std::memcpy(&half, p, sizeof half);
-  IntVec wide = __builtin_convertvector(half, IntVec) << 16;
-  Vec v;
-  std::memcpy(&v, &wide, sizeof v);
-  return v;
-}
-
 // Where packed weights lie: a few large blocks, zero at first, in huge pages where the system has them (reading them once a step is half as fast
 // again: fewer page tables to walk). Given back together.
 class Arena {
@@ -386,7 +403,7 @@ class Linear {
     if (bias) std::memcpy(bias_, bias, out * sizeof(float));
     const int64_t size = panels_ * kPanel * in;
     if (precision == kFloat) floats_ = arena.take<float>(size);
-    if (precision == kBfloat) halves_ = arena.take<uint16_t>(size);
+    if (precision == kBfloat) halves_ = arena.take<Bfloat>(size);
     if (precision == kInt8) {
       bytes_ = arena.take<int8_t>(size);
       scales_ = arena.take<float>(panels_ * kPanel);
@@ -421,9 +438,7 @@ class Linear {
     int64_t lines;  // of 64 bytes, for each step along k
 
     void fetch() {
-#if defined(__x86_64__)
-      for (int64_t line = 0; line < lines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T1);
-#endif
+      for (int64_t line = 0; line < lines; ++line) prefetch(next + 64 * line);
       next += 64 * lines;
     }
   };
@@ -468,8 +483,8 @@ class Linear {
       const float* w = floats_ + panel * in_ * kPanel;
       accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
     } else {
-      const uint16_t* w = halves_ + panel * in_ * kPanel;
-      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return from_bfloat(w + k * kPanel + j * kLanes); });
+      const Bfloat* w = halves_ + panel * in_ * kPanel;
+      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
     }
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums[r][j]);
@@ -519,7 +534,7 @@ class Linear {
   Precision precision_ = kFloat;
   int64_t in_ = 0, panels_ = 0;
   float *bias_ = nullptr, *floats_ = nullptr, *scales_ = nullptr;
-  uint16_t* halves_ = nullptr;
+  Bfloat* halves_ = nullptr;
   int8_t* bytes_ = nullptr;
   int32_t* offsets_ = nullptr;
 };
@@ -535,7 +550,8 @@ struct Shape {
   float epsilon;
 };
 
-// The slots of all sequences: keys and values are [layers, slots, heads, window, head_dim].
+// The slots of all sequences: keys and values are [layers, slots, heads, window, head_dim]. In precisions below f32 they are kept in bfloat16, which fills
+// the front half of each [window, head_dim]: half as much to read in every step, and whoever copies positions need not know.
 struct Cache {
   float *keys, *values;
   int64_t slots;
@@ -759,7 +775,7 @@ class Model {
       norm(block.norm_2), linear(block.up, w, shape.inner), linear(block.down, shape.inner, w);
     }
     head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_, arena_);
-    is_quantized_ = precision == kInt8;
+    is_quantized_ = precision == kInt8, keeps_floats_ = precision == kFloat;
     const int32_t chunks = (shape.vocabulary + kChunk - 1) / kChunk;
     for (DrawBuffers& own : draw_buffers_) own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
@@ -810,11 +826,14 @@ class Model {
         if (n < 3 * w) store(mixed_.row(r) + n, v);
       });
       team_.barrier();
-      remember(cache, layer, mine);
+      keeps_floats_ ? remember<float>(cache, layer, mine) : remember<Bfloat>(cache, layer, mine);
       team_.barrier();  // tokens of one prompt look at each other
       const Share heads = share(m * shape_.heads, index, team_.size());
-      for (int64_t item = heads.begin; item < heads.end; ++item)
-        attend(cache, layer, item / shape_.heads, item % shape_.heads, scores_[index].data());
+      for (int64_t item = heads.begin; item < heads.end; ++item) {
+        const int64_t next = std::min(item + 1, heads.end - 1);
+        float* scores = scores_[index].data();
+        keeps_floats_ ? attend<float>(cache, layer, item, next, scores) : attend<Bfloat>(cache, layer, item, next, scores);
+      }
       team_.barrier();
       quantize(x_, mine);
       block.project.apply(x_, m, index, team_.size(), add);
@@ -856,50 +875,73 @@ class Model {
   }
 
   int64_t head_dim() const { return shape_.width / shape_.heads; }
+  // Offset of a [window, head_dim] in floats.
   int64_t place(const Cache& cache, int64_t layer, int64_t slot, int64_t head) const {
     return ((layer * cache.slots + slot) * shape_.heads + head) * shape_.window * head_dim();
   }
 
+  template <class Kept>
   void remember(const Cache& cache, int64_t layer, Share rows) {
     const int64_t w = shape_.width, d = head_dim();
     for (int64_t r = rows.begin; r < rows.end; ++r)
       for (int64_t head = 0; head < shape_.heads; ++head) {
-        const int64_t at = place(cache, layer, tokens_of_pass_[r].slot, head) + tokens_of_pass_[r].position * d;
-        std::memcpy(cache.keys + at, mixed_.row(r) + w + head * d, d * sizeof(float));
-        std::memcpy(cache.values + at, mixed_.row(r) + 2 * w + head * d, d * sizeof(float));
+        const Token& token = tokens_of_pass_[r];
+        const int64_t at = place(cache, layer, token.slot, head);
+        Kept* keys = reinterpret_cast<Kept*>(cache.keys + at) + token.position * d;
+        Kept* values = reinterpret_cast<Kept*>(cache.values + at) + token.position * d;
+        const float *key = mixed_.row(r) + w + head * d, *value = key + w;
+        for (int64_t k = 0; k < d; k += kLanes) store(keys + k, load(key + k)), store(values + k, load(value + k));
       }
   }
 
-  void attend(const Cache& cache, int64_t layer, int64_t r, int64_t head, float* scores) {
+  // `item` counts the heads of all tokens. Keys and values of the `next` one are fetched meanwhile: each is a short piece of memory of its own,
+  // over before the processor would have begun to fetch ahead.
+  template <class Kept>
+  void attend(const Cache& cache, int64_t layer, int64_t item, int64_t next, float* scores) {
+    const int64_t d = head_dim(), r = item / shape_.heads, head = item % shape_.heads;
     const int64_t at = place(cache, layer, tokens_of_pass_[r].slot, head), count = tokens_of_pass_[r].position + 1;
-    const float* query = mixed_.row(r) + head * head_dim();
-    float* out = x_.row(r) + head * head_dim();
-    switch (head_dim() / kLanes) {
-      case 2: return attend_head<2>(query, cache.keys + at, cache.values + at, count, scores, out);
-      case 4: return attend_head<4>(query, cache.keys + at, cache.values + at, count, scores, out);
-      case 8: return attend_head<8>(query, cache.keys + at, cache.values + at, count, scores, out);
+    const int64_t at_next = place(cache, layer, tokens_of_pass_[next / shape_.heads].slot, next % shape_.heads);
+    const Kept* keys = reinterpret_cast<const Kept*>(cache.keys + at);
+    const Kept* values = reinterpret_cast<const Kept*>(cache.values + at);
+    const int64_t ahead = (at_next - at) * sizeof(float);
+    const float* query = mixed_.row(r) + head * d;
+    float* out = x_.row(r) + head * d;
+    switch (d / kLanes) {
+      case 2: return attend_head<2>(query, keys, values, count, ahead, scores, out);
+      case 4: return attend_head<4>(query, keys, values, count, ahead, scores, out);
+      case 8: return attend_head<8>(query, keys, values, count, ahead, scores, out);
     }
-    for (int64_t d = 0; d < head_dim(); d += kLanes) store(out + d, Vec{});  // other widths: vector by vector
-    attend_any(query, cache.keys + at, cache.values + at, count, scores, out);
+    for (int64_t k = 0; k < d; k += kLanes) store(out + k, Vec{});  // other widths: vector by vector
+    attend_any(query, keys, values, count, scores, out);
   }
 
-  template <int N>
-  void attend_head(const float* query, const float* keys, const float* values, int64_t count, float* scores, float* out) {
+  template <int N, class Kept>
+  void attend_head(const float* query, const Kept* keys, const Kept* values, int64_t count, int64_t ahead, float* scores, float* out) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(N * kLanes));
     Vec q[N], total[N] = {};
     for (int i = 0; i < N; ++i) q[i] = load(query + i * kLanes) * scale;
     for (int64_t j = 0; j < count; ++j) {
+      fetch<N>(keys + j * N * kLanes, ahead);
       Vec product = q[0] * load(keys + j * N * kLanes);
       for (int i = 1; i < N; ++i) product += q[i] * load(keys + j * N * kLanes + i * kLanes);
       scores[j] = sum(product);
     }
     const float weight = softmax(scores, count);
-    for (int64_t j = 0; j < count; ++j)
+    for (int64_t j = 0; j < count; ++j) {
+      fetch<N>(values + j * N * kLanes, ahead);
       for (int i = 0; i < N; ++i) total[i] += scores[j] * load(values + j * N * kLanes + i * kLanes);
+    }
     for (int i = 0; i < N; ++i) store(out + i * kLanes, total[i] / weight);
   }
 
-  void attend_any(const float* query, const float* keys, const float* values, int64_t count, float* scores, float* out) {
+  template <int N, class Kept>
+  static void fetch(const Kept* p, int64_t ahead) {
+    constexpr int64_t bytes = N * kLanes * sizeof(Kept);
+    for (int64_t line = 0; line < bytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + ahead + line);
+  }
+
+  template <class Kept>
+  void attend_any(const float* query, const Kept* keys, const Kept* values, int64_t count, float* scores, float* out) {
     const int64_t d = head_dim();
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     for (int64_t j = 0; j < count; ++j) {
@@ -944,7 +986,7 @@ class Model {
   Norm norm_;
   std::vector<Block> blocks_;
   Linear head_;
-  bool is_quantized_ = false;
+  bool is_quantized_ = false, keeps_floats_ = true;
   Activations hidden_, x_, mixed_, inner_;
   std::vector<std::vector<float>> scores_;
   std::vector<DrawBuffers> draw_buffers_;

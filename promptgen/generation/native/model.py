@@ -111,6 +111,7 @@ class NativeGpt2:
         assert precision in kernels.precisions
         assert kernels.fits(shape)
         self.precision: Precision = precision
+        self.cache_type = "float32" if precision == "float32" else "bfloat16"
         self.description = f"compiled, {precision}, {num_threads} threads"
         self._kernels = kernels
         tensors = {name: weights[name].contiguous() for name in _order(shape)}

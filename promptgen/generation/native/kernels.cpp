@@ -244,8 +244,8 @@ class Pace {
     const bool was_together = is_together();
     const double steady = std::min(seconds, last_);  // one slow pass is an accident, two are a state
     last_ = is_trial_ ? kUnknown : seconds;
-    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) / expected_[!was_together] - 1);
-    lost_ = std::clamp(lost_ - kShareLost, 0.0, kMostLost);
+    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) - expected_[!was_together]);
+    lost_ = std::clamp(lost_ - kShareLost * seconds, 0.0, kMostLost);
     ++passes_;
     if (is_trial_) return judge(was_together, seconds);
     expected_[was_together] += (steady - expected_[was_together]) / kMemory;
@@ -265,14 +265,14 @@ class Pace {
     passes_ = 0;
   }
 
-  static constexpr double kMemory = 8;       // passes that an expectation looks back
-  static constexpr double kShareLost = 0.005, kMostLost = 5;  // of the passes; passes, so a trial is at most a thousand passes away
-  static constexpr int kPause = 16;          // passes between trials, at least
+  static constexpr double kMemory = 8;                           // passes that an expectation looks back
+  static constexpr double kShareLost = 0.005, kMostLost = 0.01;  // of the time; seconds: the next trial is two seconds of passes away at most
+  static constexpr int kPause = 16;                              // passes between trials, at least
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
   double last_ = kUnknown, trial_[3] = {};
-  double lost_ = 0;           // passes for which there would have been time the other way, less what is forgiven
+  double lost_ = 0;           // seconds that the other way would have saved, less what is forgiven
   bool is_together_ = false;  // the way in use
   bool is_trial_ = true;      // of the other way
   int passes_ = 0;

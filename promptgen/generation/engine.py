@@ -87,8 +87,8 @@ class Engine:
         self._scheduler.cancel(request_id, sample)
 
     def offer(self, steps: Steps) -> None:
-        """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision when
-        what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
+        """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision
+        or cache type when what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
         self._offered = steps
 
     def step(self) -> list[Event]:
@@ -114,7 +114,8 @@ class Engine:
         return events
 
     def _take_up(self, steps: Steps) -> None:
-        if steps.precision != self._runner.steps.precision:
+        old = self._runner.steps
+        if (steps.precision, steps.cache_type) != (old.precision, old.cache_type):
             self._scheduler.is_held = self._scheduler.is_running
             if self._scheduler.is_held:
                 return

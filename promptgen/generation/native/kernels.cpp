@@ -5,8 +5,8 @@
 // does not depend on what else is in the pass: sums run over the same indices in the same order whatever M is, so the result
 // is the same to the last bit alone or in any company.
 //
-// Linear layers are packed into panels of 64 columns. Precisions: f32; bf16 (weights only, sums in f32); int8 (weights with a scale for each
-// column, activations quantized for each row as they come; needs AVX-512 VNNI). Threads divide columns, heads or rows between them and
+// Linear layers are packed into panels of 64 columns. Precisions: f32; bf16 (sums in f32; activations are rounded too where AVX512-BF16 multiplies
+// them); int8 (weights with a scale for each column, activations quantized for each row as they come; needs AVX-512 VNNI). Threads divide columns, heads or rows between them and
 // meet at spinning barriers: a barrier costs a fraction of a microsecond, a pass of a small model some tens.
 //
 // Compiled by native/compiler.py for the machine at hand; called by native/model.py through a C interface. Source of the mathematics:
@@ -303,6 +303,14 @@ Buffer<T> buffer(int64_t count) {
 // ---- linear layers --------------------------------------------------------------------------------------------------
 
 enum Precision { kFloat = 0, kBfloat = 1, kInt8 = 2 };
+#if defined(__AVX512BF16__)
+constexpr bool kHasBfloatProducts = true;
+#else
+constexpr bool kHasBfloatProducts = false;
+#endif
+
+// Whether activations are multiplied in another form than floats.
+constexpr bool lowers_activations(Precision precision) { return precision == kInt8 || (precision == kBfloat && kHasBfloatProducts); }
 
 // Where packed weights lie: a few large blocks, zero at first, in huge pages where the system has them (reading them once a step is half as fast
 // again: fewer page tables to walk). Given back together.
@@ -347,10 +355,12 @@ class Arena {
   size_t left_ = 0;
 };
 
-// Rows of activations: floats, and for int8 their quantized form with a scale for each row.
+// Rows of activations: floats, and their lower form: rounded, or quantized with a scale for each row.
 struct Activations {
+  Precision precision = kFloat;
   int64_t width = 0, capacity = 0;
   Buffer<float> floats;
+  Buffer<Bfloat> halves;
   Buffer<uint8_t> bytes;  // quantized value + 128
   Buffer<float> scales;
 
@@ -358,12 +368,18 @@ struct Activations {
     if (rows <= capacity && new_width <= width) return;
     capacity = rows, width = new_width;
     floats = buffer<float>(rows * width);
-    bytes = buffer<uint8_t>(rows * width);
-    scales = buffer<float>(rows);
+    if (precision == kBfloat) halves = buffer<Bfloat>(rows * width);
+    if (precision == kInt8) bytes = buffer<uint8_t>(rows * width), scales = buffer<float>(rows);
   }
   float* row(int64_t r) { return floats.get() + r * width; }
   const float* row(int64_t r) const { return floats.get() + r * width; }
 
+  void lower(int64_t r) {
+    if (precision == kInt8) return quantize(r);
+    for (int64_t k = 0; k < width; k += kLanes) store(halves.get() + r * width + k, load(row(r) + k));
+  }
+
+ private:
   void quantize(int64_t r) {
     const float* x = row(r);
     Vec most{};
@@ -384,31 +400,46 @@ struct Activations {
   }
 };
 
+// In each of 16 lanes: sum + the products of four unsigned and four signed bytes, or of two and two bfloats. As instructions and not as the intrinsic
+// functions, which GCC 12 surrounds with copies of the sums.
 #if defined(__AVX512VNNI__)
-// In each of 16 lanes: sum + the products of four unsigned and four signed bytes. As an instruction and not as the intrinsic function, which GCC 12
-// surrounds with copies of the sums.
-__m512i add_products(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+IntVec add_products(IntVec sum, IntVec unsigned_bytes, IntVec signed_bytes) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
   return sum;
 }
 #endif
+#if defined(__AVX512BF16__)
+Vec add_products(Vec sum, IntVec pairs, IntVec other_pairs) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pairs), "v"(other_pairs));
+  return sum;
+}
+#endif
+
+IntVec load_bits(const void* p) {
+  IntVec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+IntVec broadcast_bits(const void* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return bits - IntVec{};
+}
 
 // y = x W + b. W comes as [in, out] (GPT-2's Conv1D) or, for the head, as [out, in].
+//
+// A panel is stored in the order in which it is read: *steps* along k of 256 bytes, a k of 64 columns in f32, two k in bf16, four in int8, those of
+// a column side by side as the processor multiplies them.
 class Linear {
  public:
   void pack(
       Precision precision, const float* weight, const float* bias, int64_t in, int64_t out, bool is_transposed, Team& team, Arena& arena) {
     precision_ = precision, in_ = in, panels_ = (out + kPanel - 1) / kPanel;
+    depth_ = precision == kFloat ? 1 : precision == kBfloat ? 2 : 4;
+    weights_ = arena.take<char>(panels_ * panel_bytes());
     bias_ = arena.take<float>(panels_ * kPanel);
     if (bias) std::memcpy(bias_, bias, out * sizeof(float));
-    const int64_t size = panels_ * kPanel * in;
-    if (precision == kFloat) floats_ = arena.take<float>(size);
-    if (precision == kBfloat) halves_ = arena.take<Bfloat>(size);
-    if (precision == kInt8) {
-      bytes_ = arena.take<int8_t>(size);
-      scales_ = arena.take<float>(panels_ * kPanel);
-      offsets_ = arena.take<int32_t>(panels_ * kPanel);
-    }
+    if (precision == kInt8) scales_ = arena.take<float>(panels_ * kPanel), offsets_ = arena.take<int32_t>(panels_ * kPanel);
     auto job = [&](int index) {
       const Share mine = share(panels_, index, team.size());
       for (int64_t n = mine.begin * kPanel; n < std::min(mine.end * kPanel, out); ++n)
@@ -445,23 +476,26 @@ class Linear {
 
   Ahead ahead(int64_t panel, int64_t group, int64_t num_groups) const {
     const int64_t lines = num_groups == 1 ? 0 : num_groups < kVectors ? 2 : 1;
-    return {reinterpret_cast<const char*>(bytes_ + panel * in_ * kPanel) + group * (in_ / 4) * 64 * lines, lines};
+    return {weights_ + panel * panel_bytes() + group * (in_ / depth_) * 64 * lines, lines};
   }
+
+  int64_t panel_bytes() const { return in_ / depth_ * kStepBytes; }
 
   void pack_column(int64_t n, const float* column, int64_t stride) {
     const int64_t panel = n / kPanel, lane = n % kPanel;
+    auto place = [&](int64_t k) { return ((panel * in_ + k) / depth_ * kPanel + lane) * depth_ + k % depth_; };
     if (precision_ == kFloat)
-      for (int64_t k = 0; k < in_; ++k) floats_[(panel * in_ + k) * kPanel + lane] = column[k * stride];
+      for (int64_t k = 0; k < in_; ++k) reinterpret_cast<float*>(weights_)[place(k)] = column[k * stride];
     if (precision_ == kBfloat)
-      for (int64_t k = 0; k < in_; ++k) halves_[(panel * in_ + k) * kPanel + lane] = to_bfloat(column[k * stride]);
+      for (int64_t k = 0; k < in_; ++k) reinterpret_cast<Bfloat*>(weights_)[place(k)] = to_bfloat(column[k * stride]);
     if (precision_ == kInt8) {
       float peak = 0;
       for (int64_t k = 0; k < in_; ++k) peak = std::max(peak, std::fabs(column[k * stride]));
       const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
       int32_t total = 0;
-      for (int64_t k = 0; k < in_; ++k) {  // four consecutive k of a column lie together, as VNNI multiplies them
+      for (int64_t k = 0; k < in_; ++k) {
         const auto q = static_cast<int8_t>(std::lrintf(column[k * stride] * inverse));
-        bytes_[((panel * (in_ / 4) + k / 4) * kPanel + lane) * 4 + k % 4] = q;
+        reinterpret_cast<int8_t*>(weights_)[place(k)] = q;
         total += q;
       }
       scales_[n] = peak / 127.0f;
@@ -473,69 +507,94 @@ class Linear {
   void with_rows(int64_t count, const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
     if constexpr (R > 1)
       if (count < R) return with_rows<R - 1>(count, x, first, panel, ahead, take);
-    if (precision_ == kInt8) return multiply_bytes<R>(x, first, panel, ahead, take);
-    Vec sums[R][kVectors];
-    const float* bias = bias_ + panel * kPanel;
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) sums[r][j] = load(bias + j * kLanes);
-    const float* row = x.row(first);
-    if (precision_ == kFloat) {
-      const float* w = floats_ + panel * in_ * kPanel;
-      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
-    } else {
-      const Bfloat* w = halves_ + panel * in_ * kPanel;
-      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
-    }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums[r][j]);
+    if (precision_ == kFloat) multiply_floats<R>(x, first, panel, ahead, take);
+    if (precision_ == kBfloat) multiply_halves<R>(x, first, panel, ahead, take);
+    if (precision_ == kInt8) multiply_bytes<R>(x, first, panel, ahead, take);
   }
 
-  template <int R, class Weight>
-  void accumulate(Vec (&sums)[R][kVectors], const float* row, int64_t stride, Weight weight) const {
-    Vec s[R][kVectors];
-    std::memcpy(s, sums, sizeof s);
-    for (int64_t k = 0; k < in_; ++k) {
-      Vec w[kVectors];
-      for (int j = 0; j < kVectors; ++j) w[j] = weight(k, j);
+  // The sums of a panel for R rows, from the bias (or offset) on.
+  template <int R, class V>
+  struct Sums {
+    V at[R][kVectors];
+
+    template <class T>
+    explicit Sums(const T* start) {
       for (int r = 0; r < R; ++r)
-        for (int j = 0; j < kVectors; ++j) s[r][j] += w[j] * row[r * stride + k];
+        for (int j = 0; j < kVectors; ++j) std::memcpy(&at[r][j], start + j * kLanes, sizeof(V));
     }
-    std::memcpy(sums, s, sizeof s);
+  };
+
+  template <int R, class Take>
+  void multiply_floats(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
+    const char* w = weights_ + panel * panel_bytes();
+    const float* row = x.row(first);
+    Sums<R, Vec> sums(bias_ + panel * kPanel);
+    for (int64_t k = 0; k < in_; ++k, w += kStepBytes) {
+      Vec column[kVectors];
+      for (int j = 0; j < kVectors; ++j) column[j] = load(reinterpret_cast<const float*>(w) + j * kLanes);
+      ahead.fetch();
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < kVectors; ++j) sums.at[r][j] += column[j] * row[r * x.width + k];
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums.at[r][j]);
+  }
+
+  template <int R, class Take>
+  void multiply_halves(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
+    const char* w = weights_ + panel * panel_bytes();
+    Sums<R, Vec> sums(bias_ + panel * kPanel);
+    for (int64_t k = 0; k < in_; k += 2, w += kStepBytes) {
+      IntVec pairs[kVectors];
+      for (int j = 0; j < kVectors; ++j) pairs[j] = load_bits(w + 64 * j);
+      ahead.fetch();
+#if defined(__AVX512BF16__)
+      for (int r = 0; r < R; ++r) {
+        const IntVec pair = broadcast_bits(x.halves.get() + (first + r) * x.width + k);
+        for (int j = 0; j < kVectors; ++j) sums.at[r][j] = add_products(sums.at[r][j], pair, pairs[j]);
+      }
+#else
+      for (int odd = 0; odd < 2; ++odd)
+        for (int j = 0; j < kVectors; ++j) {
+          const IntVec bits = odd ? pairs[j] & static_cast<int32_t>(0xffff0000) : pairs[j] << 16;
+          Vec column;
+          std::memcpy(&column, &bits, sizeof column);
+          for (int r = 0; r < R; ++r) sums.at[r][j] += column * x.row(first + r)[k + odd];
+        }
+#endif
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums.at[r][j]);
   }
 
   template <int R, class Take>
   void multiply_bytes(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
 #if defined(__AVX512VNNI__)
-    const int8_t* w = bytes_ + panel * in_ * kPanel;
-    const uint8_t* rows = x.bytes.get() + first * x.width;
-    __m512i sums[R][kVectors];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_load_si512(offsets_ + panel * kPanel + j * kLanes);
-    for (int64_t k = 0; k < in_; k += 4, w += 4 * kPanel) {
-      __m512i column[kVectors];
-      for (int j = 0; j < kVectors; ++j) column[j] = _mm512_load_si512(w + 64 * j);
+    const char* w = weights_ + panel * panel_bytes();
+    Sums<R, IntVec> sums(offsets_ + panel * kPanel);
+    for (int64_t k = 0; k < in_; k += 4, w += kStepBytes) {
+      IntVec column[kVectors];
+      for (int j = 0; j < kVectors; ++j) column[j] = load_bits(w + 64 * j);
       ahead.fetch();
       for (int r = 0; r < R; ++r) {
-        int32_t four;
-        std::memcpy(&four, rows + r * x.width + k, 4);
-        const __m512i activation = _mm512_set1_epi32(four);
-        for (int j = 0; j < kVectors; ++j) sums[r][j] = add_products(sums[r][j], activation, column[j]);
+        const IntVec four = broadcast_bits(x.bytes.get() + (first + r) * x.width + k);
+        for (int j = 0; j < kVectors; ++j) sums.at[r][j] = add_products(sums.at[r][j], four, column[j]);
       }
     }
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < kVectors; ++j) {
         const int64_t n = panel * kPanel + j * kLanes;
-        const Vec exact = __builtin_convertvector((IntVec)sums[r][j], Vec);
+        const Vec exact = __builtin_convertvector(sums.at[r][j], Vec);
         take(first + r, n, exact * (load(scales_ + n) * x.scales[first + r]) + load(bias_ + n));
       }
 #endif
   }
 
+  static constexpr int64_t kStepBytes = 64 * kVectors;
   Precision precision_ = kFloat;
-  int64_t in_ = 0, panels_ = 0;
-  float *bias_ = nullptr, *floats_ = nullptr, *scales_ = nullptr;
-  Bfloat* halves_ = nullptr;
-  int8_t* bytes_ = nullptr;
+  int64_t in_ = 0, panels_ = 0, depth_ = 1;
+  char* weights_ = nullptr;
+  float *bias_ = nullptr, *scales_ = nullptr;
   int32_t* offsets_ = nullptr;
 };
 
@@ -791,7 +850,8 @@ class Model {
       norm(block.norm_2), linear(block.up, w, shape.inner), linear(block.down, shape.inner, w);
     }
     head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_, arena_);
-    is_quantized_ = precision == kInt8, keeps_floats_ = precision == kFloat;
+    lowers_ = lowers_activations(precision), keeps_floats_ = precision == kFloat;
+    x_.precision = inner_.precision = precision;
     const int32_t chunks = (shape.vocabulary + kChunk - 1) / kChunk;
     for (DrawBuffers& own : draw_buffers_) own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
@@ -851,7 +911,7 @@ class Model {
         keeps_floats_ ? attend<float>(cache, layer, item, next, scores) : attend<Bfloat>(cache, layer, item, next, scores);
       }
       team_.barrier();
-      quantize(x_, mine);
+      lower(x_, mine);
       block.project.apply(x_, m, index, team_.size(), add);
       team_.barrier();
       normalize(block.norm_2, mine);
@@ -860,7 +920,7 @@ class Model {
         if (n < shape_.inner) store(inner_.row(r) + n, gelu(v));
       });
       team_.barrier();
-      quantize(inner_, mine);
+      lower(inner_, mine);
       block.down.apply(inner_, m, index, team_.size(), add);
       team_.barrier();
     }
@@ -869,7 +929,7 @@ class Model {
     const Share asked = share(num_asked, index, team_.size());
     for (int64_t i = asked.begin; i < asked.end; ++i) {
       norm_.apply(hidden_.row(token_asked(i)), x_.row(i), w, shape_.epsilon);
-      if (is_quantized_) x_.quantize(i);
+      if (lowers_) x_.lower(i);
     }
     team_.barrier();
     head_.apply(x_, num_asked, index, team_.size(), [&](int64_t i, int64_t n, Vec v) {
@@ -880,13 +940,13 @@ class Model {
   void normalize(const Norm& norm, Share rows) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       norm.apply(hidden_.row(r), x_.row(r), shape_.width, shape_.epsilon);
-      if (is_quantized_) x_.quantize(r);
+      if (lowers_) x_.lower(r);
     }
   }
 
-  void quantize(Activations& x, Share rows) {
-    if (!is_quantized_) return;
-    for (int64_t r = rows.begin; r < rows.end; ++r) x.quantize(r);
+  void lower(Activations& x, Share rows) {
+    if (!lowers_) return;
+    for (int64_t r = rows.begin; r < rows.end; ++r) x.lower(r);
     team_.barrier();
   }
 
@@ -1002,7 +1062,7 @@ class Model {
   Norm norm_;
   std::vector<Block> blocks_;
   Linear head_;
-  bool is_quantized_ = false, keeps_floats_ = true;
+  bool lowers_ = false, keeps_floats_ = true;
   Activations hidden_, x_, mixed_, inner_;
   std::vector<std::vector<float>> scores_;
   std::vector<DrawBuffers> draw_buffers_;

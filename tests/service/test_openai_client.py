@@ -52,7 +52,15 @@ def test_a_completion_and_its_usage(client: OpenAI, model: str) -> None:
 
 
 def test_a_streamed_completion_is_the_whole_one(client: OpenAI, model: str) -> None:
-    asked = {"model": model, "prompt": [PROMPT, "春天"], "max_tokens": 12, "n": 2, "seed": 3, "echo": True, "logprobs": 2}
+    asked = {
+        "model": model,
+        "prompt": [PROMPT, "春天"],
+        "max_tokens": 12,
+        "n": 2,
+        "seed": 3,
+        "echo": True,
+        "logprobs": 2,
+    }
     whole = client.completions.create(**asked)  # type: ignore[call-overload]
     texts: dict[int, str] = defaultdict(str)
     tokens: dict[int, list[str]] = defaultdict(list)
@@ -87,7 +95,15 @@ def test_a_chat_answer(client: OpenAI, model: str) -> None:
 
 
 def test_a_streamed_chat_answer_is_the_whole_one(client: OpenAI, model: str) -> None:
-    asked = {"model": model, "messages": QUESTION, "n": 2, "seed": 5, "max_tokens": 40, "logprobs": True, "top_logprobs": 3}
+    asked = {
+        "model": model,
+        "messages": QUESTION,
+        "n": 2,
+        "seed": 5,
+        "max_tokens": 40,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
     whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
     texts: dict[int, str] = defaultdict(str)
     content: dict[int, list[object]] = defaultdict(list)
@@ -139,7 +155,9 @@ def test_errors_are_the_classes_that_clients_catch(client: OpenAI, model: str) -
         client.models.retrieve("gpt-9")
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
-            model=model, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f"}}]  # type: ignore[arg-type]
+            model=model,
+            messages=QUESTION,
+            tools=[{"type": "function", "function": {"name": "f"}}],  # type: ignore[arg-type]
         )
     assert (refused.value.param, refused.value.code) == ("tools", "unsupported_parameter")
     with pytest.raises(openai.BadRequestError) as refused:

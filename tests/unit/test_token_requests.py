@@ -139,9 +139,7 @@ def test_a_plan_says_whether_a_row_wants_alternatives(engine: Engine, monkeypatc
 
 def test_a_prompt_is_scored_as_transformers_scores_it(engine: Engine, folder: Path) -> None:
     ids = (7, END, 0, 8, 8, 2, 50, 5, END, 9)  # what is banned, and what ends a document, may stand in a prompt
-    asked = GenerationRequest(
-        ids[:1], 1, len(ids) - 1, want_logprobs=True, forced_ids=ids[1:], num_top=3, end_ids=(8,)
-    )
+    asked = GenerationRequest(ids[:1], 1, len(ids) - 1, want_logprobs=True, forced_ids=ids[1:], num_top=3, end_ids=(8,))
     events = run(engine, asked)
     tokens = told(events)
     assert tuple(token_id for token_id, _, _ in tokens) == ids[1:]
@@ -230,15 +228,17 @@ def test_both_implementations_penalize_alike(kernels: Kernels) -> None:
 
     generator = np.random.default_rng(8)
     for vocabulary in (12, 65, 1000):
-        seen = (generator.integers(0, 2, (400, vocabulary)) * IN_PROMPT + generator.integers(0, 4, (400, vocabulary))).astype(np.uint8)
+        seen = (
+            generator.integers(0, 2, (400, vocabulary)) * IN_PROMPT + generator.integers(0, 4, (400, vocabulary))
+        ).astype(np.uint8)
         logits = generator.normal(size=(400, vocabulary)) * 3
+        ends = generator.permutation(vocabulary)[:2]
         drawn = []
         for make in (EagerGpt2, compiled):
             memory = memory_of(PENALTIES * 25, 4, vocabulary, prompt=STANDING)
             memory.seen[:] = seen
-            memory.rows["end_ids"][:, :2] = generator.permutation(vocabulary)[:2] if make is EagerGpt2 else ends
+            memory.rows["end_ids"][:, :2] = ends
             memory.rows["end_from"] = 11
-            ends = memory.rows["end_ids"][0, :2].copy()
             drawn.append((draw(make, memory, logits).tolist(), memory.seen.copy()))
         assert drawn[0][0] == drawn[1][0]
         assert (drawn[0][1] == drawn[1][1]).all()

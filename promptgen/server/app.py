@@ -11,6 +11,7 @@ from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.server import docs_page, guards, handlers, metrics, pages, text_routes
 from promptgen.server.body import defer_expectation
+from promptgen.server.openai import routes as openai
 
 if TYPE_CHECKING:
     from promptgen.server.tracing import Tracer
@@ -47,6 +48,7 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
         ("GET", "/docs", docs.page),
         ("GET", "/docs/rapidoc-min.js", docs.viewer),
         *pages.routes(),
+        *openai.ROUTES,
     ):
         app.router.add_route(method, path, handler, expect_handler=defer_expectation)
         if method == "GET":

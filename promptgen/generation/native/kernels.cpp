@@ -621,12 +621,14 @@ struct Row {
   int64_t token_id;   // fed next
   int64_t position;   // where it stands
   uint64_t key;       // of its noise
-  int64_t end_from;   // the first position where the end-of-document token may stand
+  int64_t end_from;   // the first position where a token that ends it may stand
   float temperature;  // never 0
   float top_p;        // 1 when off
   float penalty;      // 1 when off
+  float presence, frequency;  // 0 when off
   int32_t top_k;      // never 0: the vocabulary when off
-  uint8_t is_greedy, wants_logprob, has_bias, is_forced;
+  int32_t end_ids[4];  // further tokens that end it, -1 for none
+  uint8_t is_greedy, wants_logprob, has_bias, is_forced, keeps_seen, num_top;
 };
 
 // What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
@@ -648,7 +650,7 @@ struct Draw {
   const float* logits;
   int64_t logits_stride;
   const float* bias;  // [vocabulary], -inf for what is never drawn
-  uint8_t* seen;      // [rows, vocabulary], kept up for rows with a penalty
+  uint8_t* seen;      // [rows, vocabulary]: 128 in the prompt, and how often it was drawn; kept up for rows with a penalty
   const float* row_bias;   // [rows, vocabulary], for rows that have one
   const int32_t* forced;   // [rows, window]: the token to stand at each position, for rows that are forced
   int64_t window, end_id;
@@ -717,6 +719,7 @@ struct DrawBuffers {
 };
 
 constexpr int32_t kChunk = 64;
+constexpr int kMaxCount = 127;  // of how often a token was drawn
 
 // values = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf), and the peak of each chunk.
 void allow(const float* logits, const float* bias, int32_t count, DrawBuffers& own) {
@@ -795,11 +798,19 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   if (row.has_bias)
     for (int32_t i = 0; i < vocabulary; ++i) values[i] += draw.row_bias[r * vocabulary + i];
   row.position += 1;
-  if (row.position < row.end_from && draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
+  if (row.position < row.end_from) {
+    if (draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
+    for (const int32_t end_id : row.end_ids)
+      if (end_id >= 0) values[end_id] = -std::numeric_limits<float>::infinity();
+  }
   const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
-  if (row.penalty != 1.0f)
+  if (row.keeps_seen)
     for (int32_t i = 0; i < vocabulary; ++i)
-      if (seen[i] && std::isfinite(values[i])) values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+      if (seen[i] && std::isfinite(values[i])) {
+        values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+        const int count = seen[i] & kMaxCount;
+        if (count) values[i] -= count * row.frequency + row.presence;
+      }
   select(vocabulary, row.top_k, own);
   for (Scored& scored : own.best) scored.value /= row.temperature;
   size_t kept = own.best.size();
@@ -821,7 +832,7 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   const int32_t token_id = own.best[chosen].token_id;
   row.token_id = token_id;
   draw.token_ids[r] = token_id;
-  if (row.penalty != 1.0f) seen[token_id] = 1;
+  if (row.keeps_seen && (seen[token_id] & kMaxCount) < kMaxCount) seen[token_id] += 1;
   const float own_bias = row.has_bias ? draw.row_bias[r * vocabulary + token_id] : 0.0f;
   draw.logprobs[r] =
       row.wants_logprob ? static_cast<float>(logits[token_id] + draw.bias[token_id] + own_bias - normalizer) : 0.0f;

@@ -166,7 +166,7 @@ def test_equal_choices_are_kept_unless_distinct(server: Server) -> None:
     greedy: dict[str, Any] = {"prompt": PROMPT, "n": 3, "temperature": 0, "max_tokens": 4}
     assert len(set(texts(ask(server, COMPLETIONS, **greedy)))) == 1
     assert len(texts(ask(server, COMPLETIONS, **greedy))) == 3
-    assert len(texts(ask(server, COMPLETIONS, distinct=True, **greedy))) == 1
+    assert len(set(texts(ask(server, COMPLETIONS, distinct=True, **greedy)))) == 3
 
 
 def test_logit_bias_forbids_and_forces_tokens(server: Server) -> None:

@@ -257,7 +257,7 @@ def test_a_moved_row_takes_counts_and_ends_along() -> None:
     memory = new_memory(shape_of(VOCABULARY), max_rows=2, num_prompt_slots=1)
     request = GenerationRequest(STANDING, 1, 4, Sampling(presence_penalty=1, seed=8), num_top=3, end_ids=(5, 6))
     memory.start_rows(request, 2, 0, range(1))
-    memory.place_token(0, 3)
+    memory.place_token(0, 3, is_new=True)
     memory.move_row(0, 1)
     assert memory.rows[1]["end_ids"].tolist() == [5, 6, -1, -1]
     assert (memory.rows[1]["num_top"], memory.rows[1]["keeps_seen"]) == (3, 1)

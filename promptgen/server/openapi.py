@@ -15,6 +15,8 @@ from pydantic.json_schema import models_json_schema
 import promptgen
 from promptgen.server import answers, pages
 from promptgen.server.guards import OPEN_PATHS
+from promptgen.server.openai import answers as openai
+from promptgen.server.openai.models import ChatBody, CompletionBody, EmbeddingBody
 from promptgen.server.schema import GenerateBody
 from promptgen.server.text_routes import DetokenizeBody, TokenizeBody
 
@@ -23,7 +25,7 @@ PLAIN = "text/plain; version=0.0.4"
 _MODE: Literal["validation"] = "validation"
 _REF = "#/components/schemas/{model}"
 _EVENTS_TEXT = (
-    "With `stream: true`: lines `data: ` + JSON, each a StreamEvent, then `data: [DONE]`. The joined texts of an index are its result. "
+    "With `stream: true`: lines `data: ` + JSON, each a {event}, then `data: [DONE]`. The joined texts of an index are its result. "
     "Lines that begin with a colon are to be ignored."
 )
 _BODY_TEXT = "UTF-8, 64 KiB at most. Anything but a browser may also send it as text/plain, as a form (curl's default) or without a type."
@@ -96,6 +98,22 @@ OPERATIONS = (
         "POST", "/detokenize", "text", "The text of tokens.",
         {JSON: answers.DetokenizeAnswer}, DetokenizeBody, example={"ids": [120, 121, 122]},
     ),
+    Operation("GET", "/v1/models", "openai", "The models that are served.", {JSON: openai.ModelList}, faults=(503,)),
+    Operation("GET", "/v1/models/{model}", "openai", "One of them.", {JSON: openai.ModelEntry}, faults=(404, 503)),
+    Operation(
+        "POST", "/v1/completions", "openai", "Completions as OpenAI has them.",
+        {JSON: openai.CompletionAnswer, EVENTS: openai.CompletionChunk}, CompletionBody, (404, 504),
+        example={"prompt": "高血压要注意", "n": 2, "max_tokens": 20},
+    ),
+    Operation(
+        "POST", "/v1/chat/completions", "openai", "Answers in a dialogue, as OpenAI has them.",
+        {JSON: openai.ChatAnswer, EVENTS: openai.ChatChunk}, ChatBody, (404, 504),
+        example={"messages": [{"role": "user", "content": "高血压要注意什么？"}]},
+    ),
+    Operation(
+        "POST", "/v1/embeddings", "openai", "Texts as vectors, as OpenAI has them.",
+        {JSON: openai.EmbeddingsAnswer}, EmbeddingBody, (404, 504), example={"input": ["高血压", "血压高"]},
+    ),
     Operation(
         "GET", "/health", "state", "Whether the process answers or can still come to answer.",
         {JSON: answers.StateAnswer}, otherwise={503: answers.StateAnswer},
@@ -161,6 +179,8 @@ def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
     }
     if operation.path == PAGE_FILES:
         result["parameters"].append({"name": "file", "in": "path", "required": True, "schema": _PAGE_FILE})
+    if "{model}" in operation.path:
+        result["parameters"].append({"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
     if operation.has_ascii:
         result["parameters"].append({"$ref": "#/components/parameters/ascii"})
     if operation.takes is not None:
@@ -178,10 +198,13 @@ def _success(operation: Operation) -> dict[str, Any]:
     headers = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
     description = operation.summary
     if EVENTS in content:
-        description = _EVENTS_TEXT
-        content[EVENTS]["schema"] |= {
-            "description": _EVENTS_TEXT,
-            "x-event": {"$ref": _REF.format(model="StreamEvent")},
+        event = operation.gives[EVENTS]
+        name = "StreamEvent" if event is None else event.__name__
+        description = _EVENTS_TEXT.format(event=name)
+        content[EVENTS]["schema"] = {
+            "type": "string",
+            "description": description,
+            "x-event": {"$ref": _REF.format(model=name)},
         }
         headers["Server-Timing"] = {"$ref": "#/components/headers/Server-Timing"}
     return {"description": description, "headers": headers, "content": content}

@@ -18,6 +18,7 @@ from promptgen.server.openai import common
 from promptgen.server.openai.common import Served
 from promptgen.server.openai.models import ChatBody, ChatMessage, parse
 from promptgen.server.openai.streaming import Chunk, stream_chunks
+from promptgen.server.outcome import OUTCOME
 
 MAX_RESERVED = 0.5  # of the window, kept free of history for the answer
 
@@ -34,6 +35,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if body.stream:
         return await stream_chunks(request, on, asked, writer)
     (answer,) = await common.answers(on, asked)
+    request[OUTCOME].answer = answer
     return json_response(request, writer.whole(answer))
 
 

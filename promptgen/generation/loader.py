@@ -12,6 +12,7 @@ from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, FileFault, UsageError
 from promptgen.generation.candidates import CandidateSet
 from promptgen.generation.cuda import CudaGpt2, DeviceMemory
+from promptgen.generation.embedding import Embedder
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.healing import Healer
@@ -47,6 +48,7 @@ class OpenModel:
     engine: Engine
     info: ModelInfo
     upgrading: threading.Thread | None = None
+    embedder: Embedder | None = None
 
     def candidates(self, request: TextRequest) -> CandidateSet:
         """The candidates of a request, whose parts the engine can serve. Raises InvalidRequest (ContextLengthExceeded)."""
@@ -93,9 +95,16 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     info = ModelInfo(
         folder.name, shape.window, shape.vocabulary, shape.layers, shape.width, shape.heads, read_sampling(folder)
     )
+    embedder = Embedder(shape, weights, tokenizer.begin_id)
     if settings.device == "cuda":
         memory, steps = _on_cuda(settings, shape, weights, options)
-        return OpenModel(tokenizer, Healer(tokenizer), _checked_engine(settings, memory, steps, tokenizer), info)
+        return OpenModel(
+            tokenizer,
+            Healer(tokenizer),
+            _checked_engine(settings, memory, steps, tokenizer),
+            info,
+            embedder=embedder,
+        )
     memory = Memory(shape, **options)
     upgrade = Upgrade(settings, memory, weights, tokenizer.begin_id)
     fast = upgrade.ready()
@@ -103,7 +112,7 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     engine = _checked_engine(settings, memory, fast or EagerGpt2(memory, weights, precision), tokenizer)
     is_worth_it = upgrade_later and upgrade.is_wanted and fast is None
     upgrading = upgrade.prepare(engine.offer) if is_worth_it else None
-    return OpenModel(tokenizer, Healer(tokenizer), engine, info, upgrading)
+    return OpenModel(tokenizer, Healer(tokenizer), engine, info, upgrading, embedder)
 
 
 def _on_cuda(

@@ -6,7 +6,7 @@ its *sample* index within the request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -23,8 +23,9 @@ class Sampling:
     """How the next token is drawn.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 0 or 1 are off. `repetition_penalty` as in CTRL (Keskar et al. 2019,
-    section 4.1): positive logits of tokens already there are divided by it, negative ones multiplied. Order: penalty,
-    temperature, top-k, top-p. A draw depends on (seed, sample, position) and on nothing else that is running.
+    section 4.1): positive logits of tokens already there are divided by it, negative ones multiplied. `presence_penalty` is taken off
+    the logits of tokens that were drawn before, `frequency_penalty` once for each time (127 at most); those of the prompt do not count.
+    Order: penalties, temperature, top-k, top-p. A draw depends on (seed, sample, position) and on nothing else that is running.
     """
 
     temperature: float = 1.0
@@ -32,6 +33,13 @@ class Sampling:
     top_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def keeps_seen(self) -> bool:
+        """Whether a draw depends on which tokens there are already."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
     def is_greedy(self) -> bool:
@@ -47,13 +55,17 @@ class Sampling:
         repetition_penalty: float | None = None,
     ) -> Sampling:
         """The same, but for what is given: a model's defaults with a caller's wishes."""
-        return Sampling(
-            self.temperature if temperature is None else temperature,
-            self.top_k if top_k is None else top_k,
-            self.top_p if top_p is None else top_p,
-            self.repetition_penalty if repetition_penalty is None else repetition_penalty,
-            seed,
+        return replace(
+            self,
+            temperature=self.temperature if temperature is None else temperature,
+            top_k=self.top_k if top_k is None else top_k,
+            top_p=self.top_p if top_p is None else top_p,
+            repetition_penalty=self.repetition_penalty if repetition_penalty is None else repetition_penalty,
+            seed=seed,
         )
+
+    def with_penalties(self, presence: float, frequency: float) -> Sampling:
+        return replace(self, presence_penalty=presence, frequency_penalty=frequency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,11 @@ class TextRequest:
     `ignore_end` goes on past the end of a document: exactly `max_new_tokens` tokens, for measuring. What was computed for a prompt is
     reused for others of the same `salt` only. A newer request of the same `session` and `salt` takes the place of an older one, and
     draws of the older that are still right are used again; nobody sees it but in time.
+
+    For callers who count in tokens: `prompt_ids` are read in place of the prompt's own, the begin token with them, and `prompt` only
+    says what text they end with; `forced_ids` are given instead of drawn; a candidate ends at any of `end_ids` as it does at the end of a
+    document; `token_bias` is `logit_bias` by token. With `num_top` candidates say what their tokens are and how likely, beside so many
+    likeliest alternatives of each.
     """
 
     prompt: str
@@ -89,18 +106,28 @@ class TextRequest:
     logit_bias: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
     until: Until = "document"
+    prompt_ids: tuple[int, ...] = ()
+    forced_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    token_bias: tuple[tuple[int, float], ...] = ()
+    num_top: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """One way to spell the typed beginning of a word: the tokens `path_ids`, then one of `cover_ids`, which reaches its end or goes beyond.
+    """A place from which a candidate may go on: after the tokens `path_ids`, with one of `cover_ids` that is not among `excluded_ids`.
 
-    `spelled_ids` are those of `cover_ids` that end exactly where typing ended: they add nothing to what was typed.
+    Most spell the beginning of a word that was typed: each of `cover_ids` reaches the end of what was typed or goes beyond it, and
+    `spelled_ids` are those that add nothing. Others lie on a candidate that was drawn already: `num_new` tokens of the path were new then, and
+    `path_logprobs` are of its last tokens, the first of them among what could follow the typed text.
     """
 
     path_ids: tuple[int, ...]
     cover_ids: NDArray[np.int64]
     spelled_ids: frozenset[int] = frozenset()
+    excluded_ids: tuple[int, ...] = ()
+    num_new: int = 0
+    path_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +135,10 @@ class GenerationRequest:
     """The same in ids: what the engine works on, for samples first_sample, first_sample + 1...
 
     With `branches` the first token comes from them, in proportion to the model's probability of the whole branch; a branch without
-    path stands first. `bias` are (token id, nats). `forced_ids` are given instead of drawn, one a step; their log-probabilities are among
-    the whole vocabulary. With `remember` finished samples stay in the cache, and a sample whose tokens are there already is
+    path stands first. No two samples go on from a branch with the same token when they are to be `different`. `bias` are (token id, nats).
+    `forced_ids` are given instead of drawn, one a step; their log-probabilities are among the whole vocabulary. `end_ids` end a candidate as
+    the end-of-document token does. `num_top` alternatives of each token are told. With `remember` finished samples stay in the cache, and a
+    sample whose tokens are there already is
     not computed again.
     """
 
@@ -126,7 +155,10 @@ class GenerationRequest:
     forced_ids: tuple[int, ...] = ()
     branches: tuple[Branch, ...] = ()
     distinct_first: bool = False
+    different: bool = False
     remember: bool = False
+    end_ids: tuple[int, ...] = ()
+    num_top: int = 0
 
     @property
     def samples(self) -> range:
@@ -154,13 +186,23 @@ class TokenEvent:
 
 
 @dataclass(slots=True)
+class TopEvent:
+    """The likeliest tokens, (token id, log-probability) from the best down, where the next token of a candidate will stand."""
+
+    request_id: int
+    sample: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
 class FinishEvent:
-    """A candidate is complete. `logprob` is that of the end-of-document token, 0.0 if it ended otherwise."""
+    """A candidate is complete. `token_id` is the token that ended it and `logprob` its own; None and 0.0 if it ended otherwise."""
 
     request_id: int
     sample: int
     reason: FinishReason
     logprob: float = 0.0
+    token_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -171,14 +213,35 @@ class FailureEvent:
     message: str
 
 
-Event = StartEvent | TokenEvent | FinishEvent | FailureEvent
+Event = StartEvent | TokenEvent | TopEvent | FinishEvent | FailureEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token as text where it stands, its bytes, and its log-probability (nats, at temperature 1); None for what nothing stands before."""
+
+    token_id: int
+    text: str
+    raw: bytes
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetail:
+    """A token of a candidate: its text begins at character `offset`; `top` are the likeliest in its place. The one that ended the
+    candidate `is_end`: it is not in the text."""
+
+    token: ScoredToken
+    top: tuple[ScoredToken, ...]
+    offset: int
+    is_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One finished continuation. `logprob` is the sum over its tokens (nats, at temperature 1), None unless asked for.
 
-    `score` is the mean over its tokens and its end, for ranking. `index` is its place in a stream.
+    `score` is the mean over its tokens and its end, for ranking. `index` is its place in a stream. `tokens` only where asked for.
     """
 
     completion: str
@@ -187,6 +250,7 @@ class Candidate:
     finish_reason: FinishReason
     score: float | None = None
     index: int = 0
+    tokens: tuple[TokenDetail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +267,7 @@ class Answer:
     decode_s: float = 0.0
     num_redrawn: int = 0
     num_missing: int = 0
+    num_unknown_tokens: int = 0  # of the prompt: what the vocabulary lacks
 
     @property
     def num_completion_tokens(self) -> int:

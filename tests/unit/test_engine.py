@@ -335,7 +335,11 @@ def test_end_token_ends_a_candidate_and_is_not_given_out(small: Path) -> None:
 def test_end_token_drawn_first_gives_an_empty_candidate(small: Path) -> None:
     first = run_all(new_engine(small, end_id=NEVER), [GenerationRequest((4, 5), 1, 1, GREEDY)]).token_ids[0, 0][0]
     collected = run_all(new_engine(small, end_id=first), [GenerationRequest((4, 5), 2, 10, GREEDY)])
-    assert collected.events == [StartEvent(0), FinishEvent(0, 0, "stop"), FinishEvent(0, 1, "stop")]
+    assert collected.events == [
+        StartEvent(0),
+        FinishEvent(0, 0, "stop", 0.0, first),
+        FinishEvent(0, 1, "stop", 0.0, first),
+    ]
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 7, 29])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 import tempfile
 import time
@@ -55,10 +56,10 @@ PICTURE_LIST = (
 
 def take(driver: webdriver.Chrome, origin: str, picture: Picture) -> None:
     driver.get(origin)
-    driver.execute_script(
-        "localStorage.setItem('promptgen.language', JSON.stringify(arguments[0])); localStorage.setItem('promptgen.settings', '{\"seed\": 1}')",
-        picture.language,
-    )
+    for name, value in (("language", picture.language), ("settings", {"seed": 1})):
+        driver.execute_script(
+            "localStorage.setItem('promptgen.' + arguments[0], arguments[1])", name, json.dumps(value)
+        )
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": picture.width, "height": picture.height, "deviceScaleFactor": 2, "mobile": picture.touch},

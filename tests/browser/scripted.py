@@ -55,7 +55,8 @@ def _event(value: Fields) -> bytes:
 
 
 class ScriptedService:
-    """Runs in a thread of its own. `answer(fields)` decides, `calls` are the bodies that came, `came_at` when, `left` those whose caller hung up."""
+    """Runs in a thread of its own. `answer(fields)` decides, `calls` are the bodies that came, `came_at` when, `left` those whose
+    caller hung up."""
 
     def __init__(self) -> None:
         self.answer: Callable[[Fields], Reply] = lambda fields: Reply()

@@ -16,7 +16,7 @@ import promptgen
 from promptgen.server import answers, pages
 from promptgen.server.guards import OPEN_PATHS
 from promptgen.server.openai import answers as openai
-from promptgen.server.openai.models import ChatBody, CompletionBody, EmbeddingBody
+from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, EmbeddingBody
 from promptgen.server.schema import GenerateBody
 from promptgen.server.text_routes import DetokenizeBody, TokenizeBody
 
@@ -107,7 +107,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST", "/v1/chat/completions", "openai", "Answers in a dialogue, as OpenAI has them.",
-        {JSON: openai.ChatAnswer, EVENTS: openai.ChatChunk}, ChatBody, (404, 504),
+        {JSON: openai.ChatCompletion, EVENTS: openai.ChatCompletionChunk}, ChatCompletionBody, (404, 504),
         example={"messages": [{"role": "user", "content": "高血压要注意什么？"}]},
     ),
     Operation(

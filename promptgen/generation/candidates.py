@@ -172,7 +172,8 @@ class CandidateSet:
         """Raises InvalidRequest for a word of `logit_bias` that the vocabulary does not have."""
         self._tokenizer, self._text = tokenizer, text
         self._healer = healer or Healer(tokenizer)
-        whole = (tokenizer.begin_id, *tokenizer.encode(text.prompt))
+        given = text.prompt_ids
+        whole = (tokenizer.begin_id, *tokenizer.encode(text.prompt)) if given is None else given
         self.num_prompt_tokens = len(whole)
         self._with_logprobs = text.want_logprobs or text.rank == "likelihood" or bool(text.choices)
         self._num = len(text.choices) or text.num_samples
@@ -192,6 +193,7 @@ class CandidateSet:
             branches=healed.branches if healed else (),
             distinct_first=text.distinct_first,
             remember=bool(text.session) and not text.min_new_tokens,
+            end_ids=text.end_ids,
         )
         self.requests = self._scored(whole) if text.choices else [self._basic]
         self._bad_words = tuple(clean(word).strip() for word in text.bad_words)
@@ -247,7 +249,7 @@ class CandidateSet:
         text, healer = self._text, self._healer
         if text.choices:
             return None
-        healed = healer.heal(text.prompt, whole) if text.heal else None
+        healed = healer.heal(text.prompt, whole) if text.heal and text.prompt_ids is None else None
         if healed is None:
             return healer.whole(text.prompt, whole) if text.distinct_first or text.session else None
         room = (window or len(whole) + text.max_new_tokens + 1) - text.max_new_tokens - len(healed.prompt_ids)
@@ -258,7 +260,10 @@ class CandidateSet:
         """One request for each choice: its tokens are given, and the engine says how likely they are."""
         encode, requests = self._tokenizer.encode, []
         for index, choice in enumerate(self._text.choices):
-            ids = (whole[0], *encode(self._text.prompt + choice))
+            if self._text.prompt_ids is None:
+                ids = (whole[0], *encode(self._text.prompt + choice))
+            else:
+                ids = (*whole, *encode(choice))
             common = next((n for n, pair in enumerate(zip(whole, ids, strict=False)) if pair[0] != pair[1]), len(whole))
             forced = ids[min(common, len(ids)) :]
             if not forced:

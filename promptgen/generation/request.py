@@ -69,6 +69,9 @@ class TextRequest:
     `ignore_end` goes on past the end of a document: exactly `max_new_tokens` tokens, for measuring. What was computed for a prompt is
     reused for others of the same `salt` only. A newer request of the same `session` and `salt` takes the place of an older one, and
     draws of the older that are still right are used again; nobody sees it but in time.
+
+    `prompt_ids` are read as they are, begin token and all; `prompt` is then no more than the text that stands before the candidates, for their
+    first space. `end_ids` are further tokens that finish a candidate and are not given out.
     """
 
     prompt: str
@@ -89,6 +92,8 @@ class TextRequest:
     logit_bias: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
     until: Until = "document"
+    prompt_ids: tuple[int, ...] | None = None
+    end_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,8 +114,8 @@ class GenerationRequest:
 
     With `branches` the first token comes from them, in proportion to the model's probability of the whole branch; a branch without
     path stands first. `bias` are (token id, nats). `forced_ids` are given instead of drawn, one a step; their log-probabilities are among
-    the whole vocabulary. With `remember` finished samples stay in the cache, and a sample whose tokens are there already is
-    not computed again.
+    the whole vocabulary. A token of `end_ids` finishes a sample as the end-of-document token does. With `remember` finished samples stay in
+    the cache, and a sample whose tokens are there already is not computed again.
     """
 
     prompt_ids: tuple[int, ...]
@@ -127,6 +132,7 @@ class GenerationRequest:
     branches: tuple[Branch, ...] = ()
     distinct_first: bool = False
     remember: bool = False
+    end_ids: frozenset[int] = frozenset()
 
     @property
     def samples(self) -> range:

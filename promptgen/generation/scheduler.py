@@ -212,13 +212,14 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, token_id: int, logprob: float, events: list[Event]) -> bool:
         """Whether the candidate is done with its row."""
+        is_end = self._is_end(token_id, sequence.request)
         if sequence.drawn is not None:
-            if token_id == self._end_id:
+            if is_end:
                 sequence.drawn.end_logprob = logprob
             else:
                 sequence.drawn.token_ids.append(token_id)
                 sequence.drawn.logprobs.append(logprob)
-        if token_id == self._end_id:
+        if is_end:
             events.append(FinishEvent(sequence.request_id, sequence.sample, "stop", logprob))
             return True
         events.append(TokenEvent(sequence.request_id, sequence.sample, token_id, logprob))
@@ -228,12 +229,15 @@ class Scheduler:
             return True
         return False
 
+    def _is_end(self, token_id: int, request: GenerationRequest) -> bool:
+        return token_id == self._end_id or (token_id in request.end_ids and not request.ignore_end)
+
     def _take_pick(self, sequence: Sequence, pick: Pick, events: list[Event]) -> bool:
         branch = sequence.request.branches[pick.branch]
         events += (TokenEvent(sequence.request_id, sequence.sample, token_id, 0.0) for token_id in branch.path_ids)
         # A token that ends where typing ended is none of the new ones.
         sequence.num_left += pick.token_id in branch.spelled_ids
-        if sequence.request.remember and pick.token_id != self._end_id:
+        if sequence.request.remember and not self._is_end(pick.token_id, sequence.request):
             given = [*sequence.request.prompt_ids, *branch.path_ids]
             sequence.drawn = Drawn(_key_of(sequence.request, sequence.sample), given, len(given) + 1, [])
         if self._take(sequence, pick.token_id, pick.logprob if sequence.request.want_logprobs else 0.0, events):
@@ -421,4 +425,4 @@ def _stretch(prompt: Prompt, budget: int) -> Stretch:
 
 def _key_of(request: GenerationRequest, sample: int) -> Hashable:
     """All that a draw depends on, but for the tokens before it."""
-    return (request.salt, request.sampling, request.bias, request.ignore_end, sample)
+    return (request.salt, request.sampling, request.bias, request.ignore_end, request.end_ids, sample)

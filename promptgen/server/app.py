@@ -6,7 +6,7 @@ from aiohttp import web
 
 from promptgen.config import ServeSettings
 from promptgen.generation.async_engine import AsyncEngine
-from promptgen.server import guards, handlers
+from promptgen.server import guards, handlers, pages
 from promptgen.server.body import defer_expectation
 
 
@@ -20,6 +20,7 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
         ("GET", "/health", handlers.health),
         ("GET", "/ready", handlers.ready),
         ("GET", "/version", handlers.version_of),
+        *pages.routes(),
     ):
         app.router.add_route(method, path, handler, expect_handler=defer_expectation)
         if method == "GET":

@@ -23,10 +23,11 @@ from aiohttp.typedefs import Handler, Middleware
 
 from promptgen.config import ServeSettings
 from promptgen.errors import RequestError, UsageError
+from promptgen.server import pages
 from promptgen.server.faults import HttpFault
 
 REQUEST_ID = "X-Request-Id"
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # answered without a key
+OPEN_PATHS = frozenset({"/health", "/ready"}) | pages.PATHS  # answered without a key
 EXPOSED_HEADERS = ("Retry-After", "X-Request-Id", "Server-Timing")
 _ALLOWED_HEADERS = frozenset({"content-type", "authorization", "x-api-key", "x-request-id"})
 _ALLOWED_PREFIX = "x-stainless-"

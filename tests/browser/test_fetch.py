@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import KEY
 from selenium import webdriver
 
-Serve = Callable[..., str]
 pytestmark = pytest.mark.browser
 
 CONTEXT = "高血压要注意"
@@ -52,33 +51,33 @@ def post(body: str, content_type: str = "application/json") -> dict[str, Any]:
     return {"method": "POST", "headers": {"Content-Type": content_type}, "body": body}
 
 
-def test_a_page_elsewhere_reads_the_answer(page: webdriver.Chrome, service: str) -> None:
-    answer = page.execute_async_script(FETCH, service + "/generate", post(f'{{"context": "{CONTEXT}"}}'))
+def test_a_page_elsewhere_reads_the_answer(elsewhere: webdriver.Chrome, service: str) -> None:
+    answer = elsewhere.execute_async_script(FETCH, service + "/generate", post(f'{{"context": "{CONTEXT}"}}'))
     assert answer["status"] == 200
     assert answer["type"] == "application/json; charset=utf-8"
     assert answer["requestId"]
     assert [text.startswith(CONTEXT) for text in answer["body"]["result"]] == [True] * 5
 
 
-def test_json_sent_as_plain_text_is_refused_readably(page: webdriver.Chrome, service: str) -> None:
+def test_json_sent_as_plain_text_is_refused_readably(elsewhere: webdriver.Chrome, service: str) -> None:
     body = f'{{"context": "{CONTEXT}"}}'
-    answer = page.execute_async_script(FETCH, service + "/generate", post(body, "text/plain"))
+    answer = elsewhere.execute_async_script(FETCH, service + "/generate", post(body, "text/plain"))
     assert answer["status"] == 415
     assert "application/json" in answer["body"]["error"]["message"]
 
 
-def test_errors_are_readable_elsewhere(page: webdriver.Chrome, service: str) -> None:
-    missing = page.execute_async_script(FETCH, service + "/nothing", {})
+def test_errors_are_readable_elsewhere(elsewhere: webdriver.Chrome, service: str) -> None:
+    missing = elsewhere.execute_async_script(FETCH, service + "/nothing", {})
     assert (missing["status"], missing["body"]["error"]["code"]) == (404, "not_found")
-    wrong = page.execute_async_script(FETCH, service + "/generate", post('{"context": "x", "samples": 65}'))
+    wrong = elsewhere.execute_async_script(FETCH, service + "/generate", post('{"context": "x", "samples": 65}'))
     assert (wrong["status"], wrong["body"]["error"]["param"]) == (400, "samples")
-    method = page.execute_async_script(FETCH, service + "/generate", {"method": "GET"})
+    method = elsewhere.execute_async_script(FETCH, service + "/generate", {"method": "GET"})
     assert method["status"] == 405
 
 
-def test_the_pieces_of_a_stream_join_to_its_result(page: webdriver.Chrome, service: str) -> None:
+def test_the_pieces_of_a_stream_join_to_its_result(elsewhere: webdriver.Chrome, service: str) -> None:
     body = f'{{"context": "{CONTEXT}", "samples": 3, "maxlength": 20, "stream": true}}'
-    read = page.execute_async_script(READ_STREAM, service + "/generate", post(body))
+    read = elsewhere.execute_async_script(READ_STREAM, service + "/generate", post(body))
     assert read["type"].startswith("text/event-stream")
     assert read["last"] == "[DONE]"
     *pieces, final = read["events"]
@@ -88,18 +87,21 @@ def test_the_pieces_of_a_stream_join_to_its_result(page: webdriver.Chrome, servi
     assert sum("finish_reason" in event for event in pieces) == 3
 
 
-def test_a_newer_keystroke_may_abort_the_older_request(page: webdriver.Chrome, service: str) -> None:
+def test_a_newer_keystroke_may_abort_the_older_request(elsewhere: webdriver.Chrome, service: str) -> None:
     body = post(f'{{"context": "{CONTEXT}", "maxlength": 100}}')
-    assert page.execute_async_script(HURRIED, service + "/generate", body) == ["AbortError", 200]
+    assert elsewhere.execute_async_script(HURRIED, service + "/generate", body) == ["AbortError", 200]
 
 
-def test_an_origin_that_is_not_listed_cannot_call(page: webdriver.Chrome, serve: Serve) -> None:
-    closed = serve("--cors-origin", "https://elsewhere.example")
-    answer = page.execute_async_script(FETCH, closed + "/generate", post(f'{{"context": "{CONTEXT}"}}'))
+def test_an_origin_that_is_not_listed_cannot_call(elsewhere: webdriver.Chrome, guarded: str) -> None:
+    elsewhere.get(elsewhere.current_url.replace("127.0.0.1", "localhost"))
+    answer = elsewhere.execute_async_script(FETCH, guarded + "/generate", post(f'{{"context": "{CONTEXT}"}}'))
     assert answer == {"refused": "TypeError"}
 
 
-def test_a_listed_origin_can_call(page: webdriver.Chrome, serve: Serve, foreign_page: str) -> None:
-    listed = serve("--cors-origin", "https://elsewhere.example", "--cors-origin", foreign_page.rstrip("/"))
-    answer = page.execute_async_script(FETCH, listed + "/generate", post(f'{{"context": "{CONTEXT}", "samples": 1}}'))
+def test_a_listed_origin_can_call(elsewhere: webdriver.Chrome, guarded: str) -> None:
+    request = post(f'{{"context": "{CONTEXT}", "samples": 1}}')
+    refused = elsewhere.execute_async_script(FETCH, guarded + "/generate", request)
+    assert (refused["status"], refused["body"]["error"]["code"]) == (401, "invalid_api_key")
+    request["headers"]["Authorization"] = f"Bearer {KEY}"
+    answer = elsewhere.execute_async_script(FETCH, guarded + "/generate", request)
     assert (answer["status"], len(answer["body"]["result"])) == (200, 1)

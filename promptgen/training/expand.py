@@ -29,6 +29,7 @@ from promptgen.training.compose import Composer, Talk, parse_talk, talk_faults
 
 HELD_OUT_SHARE = 10  # one (entity, pattern) pair in ten is for validation
 MAX_PATTERN_SHARE = 0.02  # of all lines; the promise of data/README.md
+ENTITIES_CHECKED = 20  # with each wording of an aspect
 MAX_DEPTH = 5  # of slots within list items
 NEVER_KEY = "never"  # an entity's list of phrases that do not go with it
 
@@ -290,6 +291,10 @@ def faults(source: Field) -> Iterator[str]:
             suiting = [e for e in source.entities if source.suits(e, pattern)]
             if not suiting:
                 yield f"no entity has all keys {sorted(keys)} of {pattern}"
+            if (
+                kind == "aspects" and len(suiting) > ENTITIES_CHECKED
+            ):  # an answer stands with many wordings, so all entities have their turn
+                suiting = random.Random(pattern[0]).sample(suiting, ENTITIES_CHECKED)
             drawn = [line for e in suiting for i in range(2) if (line := draw_line(source, pattern, e, i))]
             if suiting and not drawn:
                 yield f"lists too short to fill {pattern}"

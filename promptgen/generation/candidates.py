@@ -172,8 +172,7 @@ class CandidateSet:
         """Raises InvalidRequest for a word of `logit_bias` that the vocabulary does not have."""
         self._tokenizer, self._text = tokenizer, text
         self._healer = healer or Healer(tokenizer)
-        given = text.prompt_ids
-        whole = (tokenizer.begin_id, *tokenizer.encode(text.prompt)) if given is None else given
+        whole = text.prompt_ids or (tokenizer.begin_id, *tokenizer.encode(text.prompt))
         self.num_prompt_tokens = len(whole)
         self._with_logprobs = text.want_logprobs or text.rank == "likelihood" or bool(text.choices)
         self._num = len(text.choices) or text.num_samples
@@ -249,7 +248,7 @@ class CandidateSet:
         text, healer = self._text, self._healer
         if text.choices:
             return None
-        healed = healer.heal(text.prompt, whole) if text.heal and text.prompt_ids is None else None
+        healed = healer.heal(text.prompt, whole) if text.heal and not text.prompt_ids else None
         if healed is None:
             return healer.whole(text.prompt, whole) if text.distinct_first or text.session else None
         room = (window or len(whole) + text.max_new_tokens + 1) - text.max_new_tokens - len(healed.prompt_ids)
@@ -260,7 +259,7 @@ class CandidateSet:
         """One request for each choice: its tokens are given, and the engine says how likely they are."""
         encode, requests = self._tokenizer.encode, []
         for index, choice in enumerate(self._text.choices):
-            if self._text.prompt_ids is None:
+            if not self._text.prompt_ids:
                 ids = (whole[0], *encode(self._text.prompt + choice))
             else:
                 ids = (*whole, *encode(choice))

@@ -92,8 +92,8 @@ class TextRequest:
     logit_bias: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
     until: Until = "document"
-    prompt_ids: tuple[int, ...] | None = None
-    end_ids: frozenset[int] = frozenset()
+    prompt_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +132,7 @@ class GenerationRequest:
     branches: tuple[Branch, ...] = ()
     distinct_first: bool = False
     remember: bool = False
-    end_ids: frozenset[int] = frozenset()
+    end_ids: tuple[int, ...] = ()
 
     @property
     def samples(self) -> range:

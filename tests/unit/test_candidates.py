@@ -213,7 +213,7 @@ def test_a_request_is_complete_with_its_last_candidate() -> None:
 
 
 def test_given_ids_are_read_as_they_are_and_candidates_start_after_the_given_text() -> None:
-    ids, ends = (IDS["[CLS]"], IDS["hello"], IDS["[SEP]"]), frozenset({IDS["[SEP]"]})
+    ids, ends = (IDS["[CLS]"], IDS["hello"], IDS["[SEP]"]), (IDS["[SEP]"],)
     asked = TextRequest("", 1, 5, prompt_ids=ids, end_ids=ends)
     candidates, shown = taken(asked, [*tokens(0, "world", "，"), finish(0, "stop")])
     (part,) = candidates.requests

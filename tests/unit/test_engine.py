@@ -345,7 +345,7 @@ def test_further_end_ids_end_the_candidates_of_their_request_alone(small: Path) 
     endless = run_all(new_engine(small, end_id=NEVER), [plain])
     ids = endless.token_ids[0, 0]
     end = next(token_id for index, token_id in enumerate(ids) if index >= 3 and token_id not in ids[:index])
-    ending = replace(plain, end_ids=frozenset({end, SMALL[3] + 1}))
+    ending = replace(plain, end_ids=(end, SMALL[3] + 1))
     requests = [ending, plain, replace(ending, ignore_end=True)]
     collected = run_all(new_engine(small, end_id=NEVER), requests)
     assert collected.token_ids[0, 0] == ids[: ids.index(end)]

@@ -55,7 +55,9 @@ class ChatTemplate:
             except (OSError, UnicodeDecodeError) as fault:
                 raise FileFault(path, f"cannot be read: {fault}") from fault
         if isinstance(source, list):  # several by name
-            source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
+            source = next(
+                (t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None
+            )
         if source is None:
             return None
         if not isinstance(source, str):
@@ -66,9 +68,13 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The messages as the model reads them, up to where its answer begins. Raises InvalidRequest if the template refuses them."""
         try:
-            return self._template.render(messages=[dict(m) for m in messages], add_generation_prompt=True, **self._tokens)
+            return self._template.render(
+                messages=[dict(m) for m in messages], add_generation_prompt=True, **self._tokens
+            )
         except Exception as fault:  # whatever its program runs into
-            raise InvalidRequest(f"the model's chat template does not take these messages: {fault}"[:300], param="messages") from fault
+            raise InvalidRequest(
+                f"the model's chat template does not take these messages: {fault}"[:300], param="messages"
+            ) from fault
 
 
 def _refuse(message: str) -> Never:

@@ -18,6 +18,7 @@ from promptgen.text.tokenizer import Tokenizer
 SYSTEM_ROLES = ("system", "developer")
 USER, ASSISTANT = "user", "assistant"
 MAX_TURNS = 3  # of the history, for a model without a template of its own: our corpus has no longer dialogues
+USUAL_ROOM = 96
 _MAX_TEMPLATE_TURNS = 64
 
 
@@ -52,6 +53,11 @@ class Dialogue:
         kept = {tokenizer.unknown_id}
         self._special_ids = {tokenizer.begin_id, tokenizer.end_id, tokenizer.separator_id, *tokenizer.banned_ids} - kept
         self.end_ids = self._ends()
+
+    @property
+    def usual_room(self) -> int:
+        """The longest answer where nobody says how long, in tokens."""
+        return min(USUAL_ROOM, self._window // 2)
 
     @property
     def empty_prompt(self) -> tuple[int, ...]:

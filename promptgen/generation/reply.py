@@ -10,6 +10,7 @@ The second term is bounded: beyond LEAST_LIKELY nothing more is gained, or nonse
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -22,17 +23,22 @@ from promptgen.generation.request import Answer, Candidate, FinishReason, Sampli
 from promptgen.generation.said import Said, without_repetition
 
 MILD = Sampling(temperature=0.7, top_k=30, top_p=0.9, repetition_penalty=1.05)
+USUAL_SAMPLES = 4
 WEIGHT = 0.3
 LEAST_LIKELY = -4.0  # nats per token
+_LONG_TALK = 2000  # characters; reading more than this is moved off the loop
 _CLAUSE = re.compile(r"[^，。；！？,;!?\n]*[，。；！？,;!?\n]*\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
-    """With one sample the answer is given out as it is drawn; with more it is chosen first. `weight` is that of the formula above."""
+    """With one sample the answer is given out as it is drawn; with more it is chosen first. `weight` is that of the formula above.
 
-    num_samples: int = 4
-    max_new_tokens: int = 96
+    What was computed is reused for others of the same `salt` only.
+    """
+
+    num_samples: int = USUAL_SAMPLES
+    max_new_tokens: int | None = None  # as many as are usual for the model
     sampling: Sampling = MILD
     weight: float = WEIGHT
     salt: str = ""
@@ -82,7 +88,7 @@ async def reply(
 
     Raises InvalidRequest for messages that cannot be answered (QuestionTooLong among them), and what AsyncEngine.stream raises.
     """
-    asked = _ask(engine, messages, options)
+    asked = await _ask(engine, messages, options)
     one_or_more = _as_drawn if options.num_samples == 1 else _chosen
     async with contextlib.aclosing(one_or_more(engine, asked, options, first_token_timeout_s)) as parts:
         async for part in parts:
@@ -98,13 +104,17 @@ async def answer(engine: AsyncEngine, messages: Sequence[Message], options: Repl
     raise AssertionError("a reply ends with its answers")
 
 
-def _ask(engine: AsyncEngine, messages: Sequence[Message], options: ReplyOptions) -> _Asked:
+async def _ask(engine: AsyncEngine, messages: Sequence[Message], options: ReplyOptions) -> _Asked:
     dialogue = engine.dialogue
-    fitted = dialogue.fit(messages, options.max_new_tokens)
+    room = options.max_new_tokens or dialogue.usual_room
+    if sum(len(message.content) for message in messages) > _LONG_TALK:
+        fitted = await asyncio.to_thread(dialogue.fit, messages, room)
+    else:
+        fitted = dialogue.fit(messages, room)
     request = TextRequest(
         "",
         options.num_samples,
-        options.max_new_tokens,
+        room,
         options.sampling,
         want_logprobs=options.num_samples > 1,
         salt=options.salt,
@@ -153,9 +163,7 @@ async def _likely_by_itself(engine: AsyncEngine, drawn: Answer, request: TextReq
     texts = tuple(dict.fromkeys(c.completion for c in drawn.candidates if c.completion.strip()))
     if not texts:
         return {}
-    scored = await engine.answer(
-        replace(request, choices=texts, prompt_ids=engine.dialogue.empty_prompt, end_ids=())
-    )
+    scored = await engine.answer(replace(request, choices=texts, prompt_ids=engine.dialogue.empty_prompt, end_ids=()))
     return {c.completion: c.score or 0.0 for c in scored.candidates}
 
 

@@ -198,12 +198,13 @@ def _host_allowed(host: str, names: set[str]) -> bool:
 
 
 def check_key(settings: ServeSettings) -> Middleware:
-    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but OPEN_PATHS and preflights."""
+    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but preflights and OPEN_PATHS, where nothing is posted."""
     digests = [hashlib.sha256(key.encode()).digest() for key in read_keys(settings)]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and request.path not in OPEN_PATHS and not is_preflight(request):
+        is_open = request.path in OPEN_PATHS and request.method != hdrs.METH_POST
+        if digests and not is_open and not is_preflight(request):
             caller = _caller(request, digests)
             if caller is None:
                 raise HttpFault(

@@ -30,7 +30,12 @@ _NAMES = (
     "taken.js",
     "words.js",
 )
-_FILES = {"/": "index.html", "/promptgen.js": "promptgen.js", **{f"/pages/{name}": name for name in _NAMES}}
+_FILES = {
+    "/": "index.html",
+    "/chat": "chat.html",
+    "/promptgen.js": "promptgen.js",
+    **{f"/pages/{name}": name for name in _NAMES},
+}
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 PATHS = frozenset(_FILES)

@@ -105,7 +105,7 @@ class ChatSettings(EngineSettings):
 
     samples: int = option(4, "answers to choose the best from (-n); 1 is shown word by word", ge=1, le=64)
     max_new_tokens: int | None = option(
-        None, "the longest answer, in tokens; without it 96, or half of a small window", ge=1
+        None, "the longest answer, in tokens; without it 80, or half of a small window", ge=1
     )
     temperature: float | None = option(None, "0 always takes the likeliest word", ge=0, le=2)
     seed: int | None = option(None, "same seed, same answers", ge=-(2**63), le=2**63 - 1)

@@ -18,7 +18,7 @@ from promptgen.text.tokenizer import Tokenizer
 SYSTEM_ROLES = ("system", "developer")
 USER, ASSISTANT = "user", "assistant"
 MAX_TURNS = 3  # of the history, for a model without a template of its own: our corpus has no longer dialogues
-USUAL_ROOM = 96
+USUAL_ROOM = 80
 _MAX_TEMPLATE_TURNS = 64
 
 

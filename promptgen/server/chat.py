@@ -68,7 +68,7 @@ class ChatBody(BaseModel):
     stream: Annotated[bool, Field(description="server-sent events")] = False
     max_new_tokens: Annotated[
         int | None,
-        Field(ge=1, le=10**9, description="the longest answer, in tokens; without it 96, or half of a small window"),
+        Field(ge=1, le=10**9, description="the longest answer, in tokens; without it 80, or half of a small window"),
     ] = None
     temperature: Annotated[float | None, Field(ge=0, le=2, description="0 always takes the likeliest word")] = None
     seed: Annotated[

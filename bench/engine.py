@@ -73,7 +73,9 @@ async def run_cell(engine: AsyncEngine, callers: int, samples: int, length: int,
         while time.perf_counter() - started < seconds:
             prompt = PROMPTS[(number + turn) % len(PROMPTS)]
             sampling = promptgen.Sampling(seed=number * 100_003 + turn)
-            request = promptgen.TextRequest(prompt, samples, length, sampling, ignore_end=True)
+            request = promptgen.TextRequest(
+                prompt, samples, length, sampling, ignore_end=True, heal=False, distinct=False, rank="none"
+            )
             asked = time.perf_counter()
             answer = await engine.answer(request)
             times.append((time.perf_counter() - asked) * 1000)

@@ -72,6 +72,7 @@ class ServeSettings(EngineSettings):
     request_timeout_s: float = option(60.0, "no first token after this many seconds is a 504", ge=0)
     drain_timeout_s: float = option(30.0, "running work may go on for this long after SIGTERM", ge=0)
     log_json: bool = option(False, "one JSON object a line on stderr")
+    otel: bool = option(False, "a trace of each request by OpenTelemetry, set up by the OTEL_* variables")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

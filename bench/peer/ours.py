@@ -30,7 +30,15 @@ def main() -> None:
 
     def answer(rows: int, seed: int) -> list[int]:
         request = promptgen.TextRequest(
-            prompt, rows, NEW_TOKENS, promptgen.Sampling(top_k=TOP_K, seed=seed), ignore_end=True, salt=f"{rows} {seed}"
+            prompt,
+            rows,
+            NEW_TOKENS,
+            promptgen.Sampling(top_k=TOP_K, seed=seed),
+            ignore_end=True,
+            salt=f"{rows} {seed}",
+            heal=False,
+            distinct=False,
+            rank="none",
         )
         given = generator.generate(request)
         assert given.num_prompt_tokens == len(PROMPT)
@@ -58,7 +66,7 @@ def check_step(generator: promptgen.Generator, prompt: str, step: str, precision
 def greedy(generator: promptgen.Generator, task: Task, prompt: str) -> list[int]:
     ids = {word: number for number, word in enumerate(read_vocabulary(task.model))}
     sampling = promptgen.Sampling(temperature=0)
-    given = generator.generate(promptgen.TextRequest(prompt, 1, GREEDY_TOKENS, sampling, ignore_end=True))
+    given = generator.generate(promptgen.TextRequest(prompt, 1, GREEDY_TOKENS, sampling, ignore_end=True, heal=False))
     return [ids[word] for word in given.candidates[0].completion.split() if word in ids]
 
 

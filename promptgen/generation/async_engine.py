@@ -25,6 +25,7 @@ from promptgen.generation.dialogue import Dialogue
 from promptgen.generation.engine import Engine
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
 from promptgen.generation.request import Answer, EngineStats, Event, FailureEvent, GenerationRequest, TextRequest
+from promptgen.text.tokenizer import Tokenizer
 
 State = Literal["new", "loading", "ready", "draining", "failed", "stopped"]
 Delta = Shown | Answer  # the Answer comes last, once
@@ -85,6 +86,13 @@ class AsyncEngine:
     def dialogue(self) -> Dialogue:
         """How the model is asked questions. Raises Overloaded while nothing is answered."""
         return self._ready_model().dialogue
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary at work. Raises Overloaded while nothing is answered."""
+        if self.state != "ready" or self._model is None:
+            raise Overloaded(f"the service is {self.state}", retry_after_s=5)
+        return self._model.tokenizer
 
     @property
     def stats(self) -> EngineStats:

@@ -1,9 +1,10 @@
 """Where text becomes ids and ids become text: the candidates of one request, fed with the engine's events.
 
 One path for whole answers and streams: `CandidateSet.take` turns an event into the piece of text that may be shown now, and the
-joined pieces of a candidate are exactly its completion. Candidate i is first drawn as sample i. When it turns out equal to another, or
-holds a bad word, it is withdrawn and drawn anew as sample i + n, i + 2n, ... Of two that are equal the one with the lower sample
-stays, so that the order in which they end makes no difference (deferred acceptance: Gale and Shapley 1962).
+joined pieces of a candidate are exactly its completion. A candidate that turns out equal to another, or holds a bad word, is withdrawn; of two
+that are equal the one with the lower sample stays. When all are done, those that are wanting are drawn anew, as the model's own
+continuations other than those that were found (generation/redraw.py), under further sample numbers. So a seed gives the same
+candidates in whatever order they end.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass, replace
 
 from promptgen.errors import InvalidRequest
 from promptgen.generation.healing import Healed, Healer
+from promptgen.generation.redraw import Path, other_ways
 from promptgen.generation.request import (
     Answer,
+    Branch,
     Candidate,
     Event,
     FinishEvent,
@@ -27,7 +30,7 @@ from promptgen.generation.request import (
 from promptgen.text.tokenizer import Detokenizer, Tokenizer
 from promptgen.text.words import clean
 
-MAX_ROUNDS = 6  # a candidate is drawn at most so often
+MAX_ROUNDS = 4  # a candidate is drawn at most so often
 _SENTENCE_END = re.compile(r"(?:[。！？!?…]|\.(?=\s|$))[。！？!?….]*[\"'”’」』）)]*")
 
 
@@ -49,10 +52,9 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """Candidate `sample` is not to be shown: its text is dropped. Another comes in its place, unless this `is_final`."""
+    """Candidate `sample` is not to be shown: its text is dropped. Another may come in its place."""
 
     sample: int
-    is_final: bool
 
 
 Shown = Piece | Finished | Withdrawn
@@ -76,17 +78,18 @@ class CandidateText:
         self._shown: list[str] = []
         self.num_tokens = 0
         self.logprob = 0.0
+        self.path = Path()
         self.is_stopped = False
         self.candidate: Candidate | None = None
 
     def push(self, token_id: int, logprob: float) -> str:
         self.logprob += logprob
-        piece = self._detokenizer.push(token_id)
-        if self._typed:
+        is_head, piece = bool(self._typed), self._detokenizer.push(token_id)
+        if is_head:
             piece = self._leave_out(piece)
-            self.num_tokens += bool(piece)  # a token that only spells what was typed is none of the new ones
-        else:
-            self.num_tokens += 1
+        is_new = bool(piece) or not is_head  # a token that only spells what was typed is none of the new ones
+        self.num_tokens += is_new
+        self.path.add(token_id, logprob, is_head=is_head, is_new=is_new)
         if self._stops or self._ends_with_sentence:
             return self._show(piece)
         self._shown.append(piece)
@@ -100,6 +103,8 @@ class CandidateText:
             cut = min((at for at in (stop, over) if at is not None), default=None)
             reason = reason if cut is None else "stop"
             piece += self._release(len(self._held) if cut is None else cut)
+        if end_logprob:
+            self.path.end_logprob = end_logprob
         num_scored = self.num_tokens + (end_logprob != 0)
         self.candidate = Candidate(
             "".join(self._shown),
@@ -174,7 +179,8 @@ class CandidateSet:
         self._healer = healer or Healer(tokenizer)
         whole = text.prompt_ids or (tokenizer.begin_id, *tokenizer.encode(text.prompt))
         self.num_prompt_tokens = len(whole)
-        self._with_logprobs = text.want_logprobs or text.rank == "likelihood" or bool(text.choices)
+        self._num_unknown = whole.count(tokenizer.unknown_id)
+        self._with_logprobs = text.want_logprobs or text.distinct or text.rank == "likelihood" or bool(text.choices)
         self._num = len(text.choices) or text.num_samples
         healed = self._healed(whole, window)
         self._start = tokenizer.detokenizer(healed.text if healed else text.prompt)
@@ -197,10 +203,14 @@ class CandidateSet:
         self.requests = self._scored(whole) if text.choices else [self._basic]
         self._bad_words = tuple(clean(word).strip() for word in text.bad_words)
         self._texts = [self._new_text() for _ in range(self._num)]
-        self._samples = list(range(self._num))  # the sample that candidate i is now
+        self._index_of = {sample: sample for sample in range(self._num)}  # of samples that are being drawn or kept
+        self._sample_of = list(range(self._num))
         self._kept: dict[str, int] = {}  # candidates by what they say
+        self._paths: list[Path] = []  # of all that ended, kept or not
+        self._withdrawn: set[int] = set()
         self._num_open = self._num
-        self._num_redrawn = 0
+        self._num_samples = self._num  # numbers given so far
+        self._rounds = 1
         self._orders: list[GenerationRequest] = []
         self._needless: list[int] = []
 
@@ -217,10 +227,10 @@ class CandidateSet:
         """What an event of this request adds. Events of a sample that is over already are ignored."""
         if not isinstance(event, TokenEvent | FinishEvent):
             return []
-        index = event.sample % self._num
-        text = self._texts[index]
-        if self._samples[index] != event.sample or text.candidate is not None:
+        index = self._index_of.get(event.sample, -1)
+        if index < 0 or self._texts[index].candidate is not None:
             return []
+        text = self._texts[index]
         if isinstance(event, TokenEvent):
             piece = text.push(event.token_id, event.logprob)
             shown: list[Shown] = [Piece(index, piece)] if piece else []
@@ -240,7 +250,11 @@ class CandidateSet:
         if self._text.rank == "likelihood":
             found.sort(key=lambda candidate: -(candidate.score or 0.0))
         return Answer(
-            tuple(found), self.num_prompt_tokens, num_redrawn=self._num_redrawn, num_missing=self._num - len(found)
+            tuple(found),
+            self.num_prompt_tokens,
+            num_redrawn=self._num_samples - self._num,
+            num_missing=self._num - len(found),
+            num_unknown_tokens=self._num_unknown,
         )
 
     def _healed(self, whole: tuple[int, ...], window: int | None) -> Healed | None:
@@ -286,47 +300,65 @@ class CandidateSet:
     def _finish(self, index: int, reason: FinishReason, end_logprob: float = 0.0) -> list[Shown]:
         text = self._texts[index]
         if text.is_stopped:
-            self._needless.append(self._samples[index])
+            self._needless.append(self._sample_of[index])
         piece = text.finish(reason, end_logprob=end_logprob, with_logprob=self._with_logprobs)
         assert text.candidate is not None
         self._num_open -= 1
+        self._paths.append(text.path)
         text.candidate = replace(text.candidate, index=index)
         if self._text.choices:
             text.candidate = replace(text.candidate, completion=self._text.choices[index])
-            return [Finished(index, text.candidate)]
-        if not self._text.want_logprobs:
+        elif not self._text.want_logprobs:
             text.candidate = replace(text.candidate, logprob=None)
-        said = clean(text.candidate.completion).strip()
+        shown: list[Shown] = [Piece(index, piece)] if piece else []
+        shown.append(Finished(index, text.candidate))
+        loser = None if self._text.choices else self._loser(index, text.candidate)
+        if loser == index:
+            shown = []  # nobody need see how it ends
+        if loser is not None:
+            del self._index_of[self._sample_of[loser]]
+            self._texts[loser] = self._new_text()
+            self._withdrawn.add(loser)
+            shown.append(Withdrawn(loser))
+        if self._withdrawn and not self._num_open and self._rounds < MAX_ROUNDS:
+            self._redraw()
+        return shown
+
+    def _loser(self, index: int, candidate: Candidate) -> int | None:
+        """Which candidate has to go now that this one is done: itself, its equal, or none."""
+        said = clean(candidate.completion).strip()
         if any(word in said for word in self._bad_words):
-            return self._withdraw(index)
-        withdrawn: list[Shown] = []
-        if self._text.distinct:
-            other = self._kept.get(said)
-            if other is not None and self._samples[other] < self._samples[index]:
-                return self._withdraw(index)
-            self._kept[said] = index
-            if other is not None:
-                withdrawn = self._withdraw(other)
-        finished = Finished(index, text.candidate)
-        return [*([Piece(index, piece)] if piece else []), finished, *withdrawn]
+            return index
+        if not self._text.distinct:
+            return None
+        other = self._kept.setdefault(said, index)
+        if other == index:
+            return None
+        if self._sample_of[other] < self._sample_of[index]:
+            return index
+        self._kept[said] = index
+        return other
 
-    def _withdraw(self, index: int) -> list[Shown]:
-        """Draws candidate `index` anew, if it may be drawn once more."""
-        sample = self._samples[index] + self._num
-        self._texts[index] = self._new_text()
-        if sample < MAX_ROUNDS * self._num and not self._is_certain:
-            self._samples[index] = sample
-            self._orders.append(replace(self._basic, num_samples=1, first_sample=sample))
-            self._num_open += 1
-            self._num_redrawn += 1
-            return [Withdrawn(index, is_final=False)]
-        self._samples[index] = -1
-        return [Withdrawn(index, is_final=True)]
-
-    @property
-    def _is_certain(self) -> bool:
-        """Whether another draw would be the same."""
-        return self._text.sampling.is_greedy and not self._text.distinct_first
+    def _redraw(self) -> None:
+        """Asks for others in the place of all that were withdrawn."""
+        first, indices = self._num_samples, sorted(self._withdrawn)
+        for sample, index in enumerate(indices, first):
+            self._index_of[sample], self._sample_of[index] = index, sample
+        self._withdrawn.clear()
+        self._num_samples += len(indices)
+        self._num_open = len(indices)
+        self._rounds += 1
+        ways = self._basic.branches or (Branch((), self._healer.every_id),)
+        self._orders.append(
+            replace(
+                self._basic,
+                num_samples=len(indices),
+                first_sample=first,
+                branches=other_ways(ways, self._paths, self._healer.every_id, self._tokenizer.end_id),
+                different=True,
+                want_logprobs=True,
+            )
+        )
 
 
 def _bias(tokenizer: Tokenizer, text: TextRequest) -> tuple[tuple[int, float], ...]:

@@ -8,6 +8,7 @@ while engine.has_work:
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from promptgen.errors import ContextLengthExceeded, InvalidRequest
 from promptgen.generation.memory import Memory
@@ -61,10 +62,6 @@ class Engine:
             raise InvalidRequest("a request needs a prompt, a sample and a new token at least")
         if not all(0 <= token_id < self.vocabulary for token_id in request.prompt_ids):
             raise InvalidRequest(f"a token id is outside the vocabulary of {self.vocabulary}")
-        if len(request.branches) > self.num_prompt_slots:
-            raise InvalidRequest(
-                f"{len(request.branches)} branches need as many prompt slots; there are {self.num_prompt_slots}"
-            )
         if len(request.forced_ids) not in (0, request.max_new_tokens):
             raise InvalidRequest("as many tokens are given as asked for, or none")
         sampling = request.sampling
@@ -82,6 +79,8 @@ class Engine:
 
     def add(self, request_id: int, request: GenerationRequest) -> None:
         """Queues a request that `check` has passed. Raises Overloaded."""
+        if len(request.branches) > self.num_prompt_slots:
+            request = replace(request, branches=request.branches[: self.num_prompt_slots])
         self._scheduler.add(request_id, request)
 
     def cancel(self, request_id: int, sample: int | None = None) -> None:

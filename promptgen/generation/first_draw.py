@@ -7,7 +7,7 @@ proportion, and temperature, top-k and top-p apply to them as to any other choic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from promptgen.generation.noise import gumbel, sequence_key
-from promptgen.generation.request import GenerationRequest, Sampling
+from promptgen.generation.request import GREEDY_BELOW, GenerationRequest, Sampling
 from promptgen.generation.scheduler import Pick
 
 Line = NDArray[np.float64]  # [V]
@@ -23,7 +23,7 @@ Line = NDArray[np.float64]  # [V]
 
 @dataclass(frozen=True, slots=True)
 class _Leaves:
-    """Every way to go on: branch, token, score (what is drawn from) and log-probability, each [N]."""
+    """Every way to go on: branch, token, score (what is drawn from, -inf for what is excluded) and log-probability, each [N]."""
 
     branches: NDArray[np.int64]
     token_ids: NDArray[np.int64]
@@ -36,65 +36,70 @@ class _Leaves:
 
 def draw_first(
     request: GenerationRequest,
-    samples: Sequence[int],
-    lines: Sequence[NDArray[np.float32]],
+    samples: Many[int],
+    lines: Many[NDArray[np.float32]],
     banned: NDArray[np.float32],
     end_id: int,
 ) -> list[Pick]:
     """One pick for each sample. lines[b] [V] are the logits after branch b's path, `banned` [V] is -inf for what is never drawn."""
-    leaves = _leaves(request, lines, banned, end_id)
-    most = leaves.logprobs.max()
-    total = most + np.log(np.exp(leaves.logprobs - most).sum())
-    greedy = request.sampling.is_greedy
+    leaves, total = _leaves(request, lines, banned, end_id)
+    sampling = request.sampling
     if request.distinct_first:
         picked = _in_turn(leaves, samples)
-    elif greedy:
+    elif request.different:
+        kept = _truncated(leaves, sampling, at_least=len(samples))
+        noisy = leaves.take(kept).scores if sampling.is_greedy else _noisy(request, leaves.take(kept), samples[:1])[0]
+        best = kept[np.argsort(-noisy, kind="stable")]
+        picked = [int(best[i % len(best)]) for i in range(len(samples))]
+    elif sampling.is_greedy:
         picked = [int(leaves.scores.argmax())] * len(samples)
     else:
-        kept = _truncated(leaves, request.sampling)
+        kept = _truncated(leaves, sampling)
         picked = kept[_noisy(request, leaves.take(kept), samples).argmax(axis=1)].tolist()
     return [Pick(int(leaves.branches[i]), int(leaves.token_ids[i]), float(leaves.logprobs[i] - total)) for i in picked]
 
 
 def _leaves(
-    request: GenerationRequest, lines: Sequence[NDArray[np.float32]], banned: NDArray[np.float32], end_id: int
-) -> _Leaves:
+    request: GenerationRequest, lines: Many[NDArray[np.float32]], banned: NDArray[np.float32], end_id: int
+) -> tuple[_Leaves, float]:
+    """All leaves, and the log-probability of those that spell what was typed, excluded or not."""
     bias = banned.astype(np.float64)
     for token_id, own in request.bias:
         bias[token_id] += own
-    if end_id >= 0 and (request.ignore_end or request.min_new_tokens):
-        bias[end_id] = -np.inf
     before: dict[tuple[int, ...], Line] = {}  # log-probabilities after each path
     reached: dict[tuple[int, ...], float] = {(): 0.0}  # log-probability of each path
     parts: list[_Leaves] = []
+    typed: list[Line] = []
     for index, (branch, line) in enumerate(zip(request.branches, lines, strict=True)):
-        path = branch.path_ids
+        path, cover = branch.path_ids, branch.cover_ids
         allowed = line[: len(bias)] + bias
+        if end_id >= 0 and (request.ignore_end or request.min_new_tokens > branch.num_new):
+            allowed[end_id] = -np.inf
         before[path] = _log_softmax(allowed)
         if path:
-            reached[path] = reached[path[:-1]] + before[path[:-1]][path[-1]]
-        cover = branch.cover_ids
-        scored = before[path]
-        if request.sampling.repetition_penalty != 1:
-            scored = _log_softmax(
-                _penalized(allowed, [*request.prompt_ids, *path], request.sampling.repetition_penalty)
-            )
-        parts.append(
-            _Leaves(
-                np.full(len(cover), index), cover, reached[path] + scored[cover], reached[path] + before[path][cover]
-            )
-        )
-    return _Leaves(
-        *(
-            np.concatenate(columns)
-            for columns in zip(*((p.branches, p.token_ids, p.scores, p.logprobs) for p in parts), strict=True)
-        )
-    )
+            given = (branch.path_logprobs or ())[1:]
+            head = path[: len(path) - len(given)]  # spells what was typed, token by token from the other branches
+            reached[path] = reached[head[:-1]] + before[head[:-1]][head[-1]] + sum(given)
+        logprobs = reached[path] + before[path][cover]
+        scores = logprobs.copy()
+        penalty = request.sampling.repetition_penalty
+        if penalty != 1:
+            scores = reached[path] + _log_softmax(_penalized(allowed, [*request.prompt_ids, *path], penalty))[cover]
+        scores[np.isin(cover, branch.excluded_ids)] = -np.inf
+        parts.append(_Leaves(np.full(len(cover), index), cover, scores, logprobs))
+        if branch.path_logprobs is None:
+            typed.append(logprobs)
+    columns = zip(*((part.branches, part.token_ids, part.scores, part.logprobs) for part in parts), strict=True)
+    return _Leaves(*map(np.concatenate, columns)), _log_sum(np.concatenate(typed))
+
+
+def _log_sum(line: Line) -> float:
+    most = line.max()
+    return float(most + np.log(np.exp(line - most).sum()))
 
 
 def _log_softmax(line: Line) -> Line:
-    most = line.max()
-    shifted: Line = line - (most + np.log(np.exp(line - most).sum()))
+    shifted: Line = line - _log_sum(line)
     return shifted
 
 
@@ -105,14 +110,14 @@ def _penalized(line: Line, seen: list[int], penalty: float) -> Line:
     return line
 
 
-def _truncated(leaves: _Leaves, sampling: Sampling) -> NDArray[np.int64]:
-    """Indices of the leaves that top-k and top-p leave, best first."""
-    order = _best(leaves.scores, sampling.top_k or len(leaves.scores))
+def _truncated(leaves: _Leaves, sampling: Sampling, *, at_least: int = 1) -> NDArray[np.int64]:
+    """Indices of the leaves that top-k and top-p leave, but no fewer than `at_least`, best first."""
+    order = _best(leaves.scores, max(at_least, sampling.top_k or len(leaves.scores)))
     if 0 < sampling.top_p < 1:
-        scores = leaves.scores[order] / sampling.temperature
+        scores = leaves.scores[order] / max(sampling.temperature, GREEDY_BELOW)
         weights = np.exp(scores - scores[0])
         before = np.cumsum(weights) - weights
-        order = order[(before < sampling.top_p * weights.sum()) | (np.arange(len(order)) == 0)]
+        order = order[(before < sampling.top_p * weights.sum()) | (np.arange(len(order)) < at_least)]
     return order
 
 
@@ -123,13 +128,13 @@ def _best(scores: Line, number: int) -> NDArray[np.int64]:
     return order
 
 
-def _in_turn(leaves: _Leaves, samples: Sequence[int]) -> list[int]:
+def _in_turn(leaves: _Leaves, samples: Many[int]) -> list[int]:
     """The likeliest for sample 0, the next for sample 1, and so on; from the start again when there are no more."""
     order = _best(leaves.scores, max(samples) + 1)
     return [int(order[sample % len(order)]) for sample in samples]
 
 
-def _noisy(request: GenerationRequest, leaves: _Leaves, samples: Sequence[int]) -> Line:
+def _noisy(request: GenerationRequest, leaves: _Leaves, samples: Many[int]) -> Line:
     """Scores [samples, leaves] with the noise of each sample."""
     keys = torch.tensor([sequence_key(request.sampling.seed, sample) for sample in samples])
     scores = np.repeat((leaves.scores / request.sampling.temperature)[None], len(samples), axis=0)

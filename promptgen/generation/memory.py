@@ -123,9 +123,10 @@ class Memory:
         self.rows["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
         self.num_changes += 1
 
-    def place_token(self, row: int, token_id: int) -> None:
-        """A row that was just started has its first token: drawn elsewhere."""
+    def place_token(self, row: int, token_id: int, *, is_new: bool) -> None:
+        """A row that was just started has its first token, drawn elsewhere. One that is not new only spells what was typed."""
         self.rows[row]["position"] += 1
+        self.rows[row]["end_from"] += not is_new
         self.rows[row]["token_id"] = token_id
         if self.rows[row]["penalty"] != 1:
             self.seen[row, token_id] = 1

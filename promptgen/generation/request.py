@@ -98,14 +98,19 @@ class TextRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """One way to spell the typed beginning of a word: the tokens `path_ids`, then one of `cover_ids`, which reaches its end or goes beyond.
+    """A place from which a candidate may go on: after the tokens `path_ids`, with one of `cover_ids` that is not among `excluded_ids`.
 
-    `spelled_ids` are those of `cover_ids` that end exactly where typing ended: they add nothing to what was typed.
+    Most spell the beginning of a word that was typed: each of `cover_ids` reaches the end of what was typed or goes beyond it, and
+    `spelled_ids` are those that add nothing. Others lie on a candidate that was drawn already: `num_new` tokens of the path were new then, and
+    `path_logprobs` are of its last tokens, the first of them among what could follow the typed text.
     """
 
     path_ids: tuple[int, ...]
     cover_ids: NDArray[np.int64]
     spelled_ids: frozenset[int] = frozenset()
+    excluded_ids: tuple[int, ...] = ()
+    num_new: int = 0
+    path_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +118,10 @@ class GenerationRequest:
     """The same in ids: what the engine works on, for samples first_sample, first_sample + 1...
 
     With `branches` the first token comes from them, in proportion to the model's probability of the whole branch; a branch without
-    path stands first. `bias` are (token id, nats). `forced_ids` are given instead of drawn, one a step; their log-probabilities are among
-    the whole vocabulary. A token of `end_ids` finishes a sample as the end-of-document token does. With `remember` finished samples stay in
-    the cache, and a sample whose tokens are there already is not computed again.
+    path stands first. No two samples go on from a branch with the same token when they are to be `different`. `bias` are (token id, nats).
+    `forced_ids` are given instead of drawn, one a step; their log-probabilities are among the whole vocabulary. A token of `end_ids` finishes a
+    sample as the end-of-document token does. With `remember` finished samples stay in the cache, and a sample whose tokens are there
+    already is not computed again.
     """
 
     prompt_ids: tuple[int, ...]
@@ -131,6 +137,7 @@ class GenerationRequest:
     forced_ids: tuple[int, ...] = ()
     branches: tuple[Branch, ...] = ()
     distinct_first: bool = False
+    different: bool = False
     remember: bool = False
     end_ids: tuple[int, ...] = ()
 
@@ -209,6 +216,7 @@ class Answer:
     decode_s: float = 0.0
     num_redrawn: int = 0
     num_missing: int = 0
+    num_unknown_tokens: int = 0  # of the prompt: what the vocabulary lacks
 
     @property
     def num_completion_tokens(self) -> int:

@@ -70,11 +70,15 @@ class Runner:
         for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
             drawn = list(alike)
             samples = range(drawn[0][0], drawn[0][0] + len(drawn))
-            path_ids = request.branches[branch].path_ids
-            after = replace(request, prompt_ids=(*request.prompt_ids, *path_ids)) if path_ids else request
+            way = request.branches[branch]
+            after = replace(
+                request,
+                prompt_ids=(*request.prompt_ids, *way.path_ids),
+                min_new_tokens=max(0, request.min_new_tokens - way.num_new),
+            )
             memory.start_rows(after, join.branch_slots[branch], row, samples)
             for _, pick in drawn:
-                memory.place_token(row, pick.token_id)
+                memory.place_token(row, pick.token_id, is_new=pick.token_id not in way.spelled_ids)
                 row += 1
         return picks
 

@@ -234,13 +234,18 @@ class Scheduler:
 
     def _take_pick(self, sequence: Sequence, pick: Pick, events: list[Event]) -> bool:
         branch = sequence.request.branches[pick.branch]
-        events += (TokenEvent(sequence.request_id, sequence.sample, token_id, 0.0) for token_id in branch.path_ids)
+        known = branch.path_logprobs or ()
+        logprobs = (*(0.0 for _ in range(len(branch.path_ids) - len(known))), *known)
+        for token_id, logprob in zip(branch.path_ids, logprobs, strict=True):
+            events.append(TokenEvent(sequence.request_id, sequence.sample, token_id, logprob))
         # A token that ends where typing ended is none of the new ones.
-        sequence.num_left += pick.token_id in branch.spelled_ids
+        sequence.num_left += (pick.token_id in branch.spelled_ids) - branch.num_new
         if sequence.request.remember and not self._is_end(pick.token_id, sequence.request):
             given = [*sequence.request.prompt_ids, *branch.path_ids]
             sequence.drawn = Drawn(_key_of(sequence.request, sequence.sample), given, len(given) + 1, [])
-        if self._take(sequence, pick.token_id, pick.logprob if sequence.request.want_logprobs else 0.0, events):
+        if self._take(
+            sequence, pick.token_id, pick.logprob - sum(known) if sequence.request.want_logprobs else 0.0, events
+        ):
             return True
         return sequence.drawn is not None and self._recall(sequence, sequence.drawn, events)
 

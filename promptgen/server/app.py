@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from promptgen.config import ServeSettings
+from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
-from promptgen.server import chat, guards, handlers, pages
+from promptgen.server import chat, docs_page, guards, handlers, metrics, pages, text_routes
 from promptgen.server.body import defer_expectation
+
+if TYPE_CHECKING:
+    from promptgen.server.tracing import Tracer
 
 
 def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
     """The application over an engine that may still be loading. Raises UsageError for settings that contradict each other."""
-    app = web.Application(middlewares=[guards.outer(), guards.check_host(settings), guards.check_key(settings)])
+    seen = metrics.Metrics(engine)
+    tracers = _tracers(settings)
+    app = web.Application(
+        middlewares=[
+            *(each.middleware for each in tracers),
+            guards.outer(seen),
+            guards.check_host(settings),
+            guards.check_key(settings),
+        ]
+    )
     app[handlers.ENGINE] = engine
     app[handlers.SETTINGS] = settings
+    app[metrics.METRICS] = seen
+    app.cleanup_ctx.append(seen.lag.run)
+    texts = text_routes.TextRoutes(engine, settings.body_timeout_s)
+    docs = docs_page.DocsPage(needs_key=bool(guards.read_keys(settings)))
+    app.on_cleanup.extend([texts.close, *(each.close for each in tracers)])
     routes = (
         ("POST", "/generate", handlers.generate),
         ("POST", "/chat", chat.chat),
         ("GET", "/health", handlers.health),
         ("GET", "/ready", handlers.ready),
         ("GET", "/version", handlers.version_of),
+        ("POST", "/tokenize", texts.tokenize),
+        ("POST", "/detokenize", texts.detokenize),
+        ("GET", "/metrics", metrics.show),
+        ("GET", "/openapi.json", docs.description),
+        ("GET", "/docs", docs.page),
+        ("GET", "/docs/rapidoc-min.js", docs.viewer),
         *pages.routes(),
     )
-    for method, path, handler in sorted(
-        routes, key=lambda route: route[1]
-    ):  # methods of a path side by side are one resource
+    # The methods of a path stand side by side, so that they are one resource, and a preflight knows them all.
+    for method, path, handler in sorted(routes, key=lambda route: route[1]):
         app.router.add_route(method, path, handler, expect_handler=defer_expectation)
         if method == "GET":
             app.router.add_route("HEAD", path, handler, expect_handler=defer_expectation)
     guards.add_cors(app, settings)
     return app
+
+
+def _tracers(settings: ServeSettings) -> list[Tracer]:
+    """What --otel asks for. Raises UsageError when the extra is not installed; without the option it is not even loaded."""
+    if not settings.otel:
+        return []
+    try:
+        from promptgen.server.tracing import Tracer
+    except ModuleNotFoundError as fault:
+        raise UsageError(
+            f"--otel needs OpenTelemetry: pip install 'promptgen[otel]' ({fault.name} is missing)"
+        ) from fault
+    return [Tracer()]

@@ -19,7 +19,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -32,6 +32,7 @@ from promptgen.server.body import read_json_object
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
 from promptgen.server.handlers import ENGINE, SETTINGS, json_response
+from promptgen.server.outcome import CALLER, OUTCOME, Outcome
 from promptgen.server.schema import rounded
 from promptgen.server.sse import MAX_LINE_BYTES, beating, send_events
 from promptgen.server.strict import STRICT, validate
@@ -105,9 +106,11 @@ class _Talk:
     messages: list[Message]
     options: ReplyOptions
     ascii_only: bool
-    started: float
+    outcome: Outcome
+    started: float = field(default_factory=time.perf_counter)
 
     def value(self, replied: Reply) -> dict[str, Any]:
+        self.outcome.answer = replied.drawn
         value: dict[str, Any] = {
             "answer": replied.text,
             "finish_reason": replied.answers[0].finish_reason,
@@ -131,16 +134,24 @@ class _Talk:
 
     def last_event(self, replied: Reply) -> bytes:
         """A history that does not fit into a line is left to the client, who has all of it."""
-        event = self.event(self.value(replied))
-        return event if len(event) <= MAX_LINE_BYTES else self.event(self.value(replied) | {"history": None})
+        value = self.value(replied)
+        event = self.event(value)
+        if len(event) > MAX_LINE_BYTES:
+            event = self.event(value | {"history": None})
+        if len(event) > MAX_LINE_BYTES:
+            event = self.event(value | {"history": None, "candidates": value["candidates"][:1]})
+        return event
+
+    def fault(self, fault: HttpFault) -> bytes:
+        self.outcome.code = fault.code
+        return self.event(fault.body())
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
     engine, settings = request.app[ENGINE], request.app[SETTINGS]
     body = validate(ChatBody, await read_json_object(request, settings.body_timeout_s))
-    talk = _Talk(
-        body.to_messages(), body.to_options(request.get("caller", "")), wants_ascii(request), time.perf_counter()
-    )
+    options = body.to_options(request.get(CALLER, ""))
+    talk = _Talk(body.to_messages(), options, wants_ascii(request), request[OUTCOME])
     parts = reply(engine, talk.messages, talk.options, first_token_timeout_s=settings.request_timeout_s)
     if body.stream:
         return await send_events(request, _events(talk, parts))
@@ -169,10 +180,10 @@ async def _events(talk: _Talk, parts: AsyncGenerator[str | Reply, None]) -> Asyn
         except RequestError as fault:
             if not has_begun:
                 raise
-            yield talk.event(HttpFault.of(fault).body())
+            yield talk.fault(HttpFault.of(fault))
         except Exception:
             if not has_begun:
                 raise
             _log.exception("a stream failed")
-            yield talk.event(HttpFault(500, "internal_error", "something unforeseen happened; the log has more").body())
+            yield talk.fault(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
     yield _END

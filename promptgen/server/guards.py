@@ -7,6 +7,7 @@ origin (`null` too) and sends no Vary, where the contract wants a literal `*` wi
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -15,6 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp_cors
@@ -25,6 +27,8 @@ from promptgen.config import ServeSettings
 from promptgen.errors import RequestError, UsageError
 from promptgen.server import pages
 from promptgen.server.faults import HttpFault
+from promptgen.server.metrics import Metrics
+from promptgen.server.outcome import CALLER, CLIENT_LEFT, ID, OUTCOME, Outcome, route_of, server_timing
 
 REQUEST_ID = "X-Request-Id"
 OPEN_PATHS = frozenset({"/health", "/ready"}) | pages.PATHS  # answered without a key
@@ -103,63 +107,90 @@ def is_preflight(request: web.Request) -> bool:
     )
 
 
-def outer(log_requests: bool = True) -> Middleware:
-    """The outermost middleware: request id, one error shape, headers that every answer has, one log line without the prompt."""
+def outer(metrics: Metrics) -> Middleware:
+    """The outermost middleware: request id, one error shape, headers that every answer has, metrics, one log line without the prompt."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get(REQUEST_ID, "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        request["id"] = request_id
+        request[ID] = request_id
+        outcome = request[OUTCOME] = Outcome()
         started = time.perf_counter()
-        response = await _answer(request, handler, request_id)
+        status = CLIENT_LEFT
+        try:
+            response = await _answer(request, handler, outcome)
+            status = CLIENT_LEFT if outcome.left else response.status
+        except asyncio.CancelledError:
+            outcome.left = True
+            raise
+        finally:
+            took_s = time.perf_counter() - started
+            metrics.observe(request, status, took_s, outcome)
+            _log_access(request, status, took_s, outcome)
         if not response.prepared:
             response.headers[REQUEST_ID] = request_id
             response.headers["X-Content-Type-Options"] = "nosniff"
-        if log_requests:
-            took_ms = round((time.perf_counter() - started) * 1000, 1)
-            _log.info(
-                "%s %s",
-                request.method,
-                request.rel_url.raw_path[:200],
-                extra={"status": response.status, "took_ms": took_ms, "request_id": request_id},
-            )
+            if outcome.answer is not None:
+                response.headers["Server-Timing"] = server_timing(outcome.answer, took_s)
         return response
 
     return middleware
 
 
-async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+def _log_access(request: web.Request, status: int, took_s: float, outcome: Outcome) -> None:
+    extra: dict[str, Any] = {
+        "method": request.method,
+        "route": route_of(request),
+        "status": status,
+        "took_ms": round(took_s * 1000, 1),
+        "request_id": request[ID],
+    }
+    if outcome.code is not None:
+        extra["code"] = outcome.code
+    if outcome.answer is not None:
+        extra["prompt_tokens"] = outcome.answer.num_prompt_tokens
+        extra["tokens"] = outcome.answer.num_completion_tokens
+    _log.info("%s %s", request.method, request.rel_url.raw_path[:200], extra=extra)
+
+
+async def _answer(request: web.Request, handler: Handler, outcome: Outcome) -> web.StreamResponse:
     """The handler's answer, or the fault in its place."""
     try:
         return await handler(request)
-    except HttpFault as fault:
-        return fault.response(ascii_only=wants_ascii(request))
-    except RequestError as fault:
-        return HttpFault.of(fault).response(ascii_only=wants_ascii(request))
-    except web.HTTPMethodNotAllowed as fault:
-        return _method_not_allowed(fault.allowed_methods)
-    except web.HTTPNotFound:
-        return HttpFault(
-            404, "not_found", "there is nothing at this path; see /generate, /health, /ready, /version"
-        ).response()
-    except web.HTTPForbidden:
-        if is_preflight(request):
-            return HttpFault(403, "preflight_refused", "this origin may not call this path with this method").response()
-        # aiohttp-cors answers OPTIONS on every route, for preflights alone.
-        route = request.match_info.route.resource
-        return _method_not_allowed({r.method for r in route or ()} - {hdrs.METH_OPTIONS})
-    except web.HTTPException as fault:
-        return HttpFault(fault.status, "http_error", fault.reason).response()
+    except (HttpFault, RequestError, web.HTTPException) as error:
+        fault = _fault_of(error, request)
     except Exception:
-        _log.exception("unforeseen", extra={"request_id": request_id})
-        message = f"something unforeseen happened; look for {request_id} in the log"
-        return HttpFault(500, "internal_error", message).response()
+        _log.exception("unforeseen", extra={"request_id": request[ID]})
+        message = f"something unforeseen happened; look for {request[ID]} in the log"
+        fault = HttpFault(500, "internal_error", message)
+    outcome.code = fault.code
+    return fault.response(ascii_only=wants_ascii(request))
 
 
-def _method_not_allowed(methods: Iterable[str]) -> web.Response:
+def _fault_of(error: HttpFault | RequestError | web.HTTPException, request: web.Request) -> HttpFault:
+    match error:
+        case HttpFault():
+            return error
+        case RequestError():
+            return HttpFault.of(error)
+        case web.HTTPMethodNotAllowed():
+            return _method_not_allowed(error.allowed_methods)
+        case web.HTTPNotFound():
+            return HttpFault(404, "not_found", "there is nothing at this path; /openapi.json lists what there is")
+        case web.HTTPForbidden() if is_preflight(request):
+            return HttpFault(403, "preflight_refused", "this origin may not call this path with this method")
+        case web.HTTPForbidden():
+            # aiohttp-cors answers OPTIONS on every route, for preflights alone.
+            route = request.match_info.route.resource
+            return _method_not_allowed({r.method for r in route or ()} - {hdrs.METH_OPTIONS})
+        case _:
+            return HttpFault(error.status, "http_error", error.reason)
+
+
+def _method_not_allowed(methods: Iterable[str]) -> HttpFault:
     allowed = ", ".join(sorted(methods))
-    return HttpFault(405, "method_not_allowed", f"this path answers {allowed}", headers={"Allow": allowed}).response()
+    return HttpFault(405, "method_not_allowed", f"this path answers {allowed}", headers={"Allow": allowed})
 
 
 def wants_ascii(request: web.BaseRequest) -> bool:
@@ -198,13 +229,12 @@ def _host_allowed(host: str, names: set[str]) -> bool:
 
 
 def check_key(settings: ServeSettings) -> Middleware:
-    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but preflights and OPEN_PATHS, where nothing is posted."""
+    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but preflights and what is open."""
     digests = [hashlib.sha256(key.encode()).digest() for key in read_keys(settings)]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        is_open = request.path in OPEN_PATHS and request.method != hdrs.METH_POST
-        if digests and not is_open and not is_preflight(request):
+        if digests and not is_open_without_key(request.method, request.path) and not is_preflight(request):
             caller = _caller(request, digests)
             if caller is None:
                 raise HttpFault(
@@ -213,10 +243,15 @@ def check_key(settings: ServeSettings) -> Middleware:
                     "send a valid key as Authorization: Bearer or X-Api-Key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            request["caller"] = caller
+            request[CALLER] = caller
         return await handler(request)
 
     return middleware
+
+
+def is_open_without_key(method: str, path: str) -> bool:
+    """A page may be read, though what is posted to its path wants a key."""
+    return path in OPEN_PATHS and method != hdrs.METH_POST
 
 
 def read_keys(settings: ServeSettings) -> list[str]:

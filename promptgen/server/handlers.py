@@ -16,6 +16,7 @@ from promptgen.generation.request import Sampling
 from promptgen.server import schema
 from promptgen.server.body import read_json_object
 from promptgen.server.guards import wants_ascii
+from promptgen.server.outcome import CALLER, OUTCOME
 from promptgen.server.sse import stream_answer
 
 ENGINE = web.AppKey("engine", AsyncEngine)
@@ -42,10 +43,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
     started = time.perf_counter()
     if body.is_blank and not body.stream:
         return json_response(request, {"result": [], "time": 0})
-    asked = body.to_request(engine.info.sampling if engine.info else Sampling(), request.get("caller", ""))
+    asked = body.to_request(engine.info.sampling if engine.info else Sampling(), request.get(CALLER, ""))
     if body.stream:
         return await stream_answer(request, engine, body, asked, settings.request_timeout_s)
     answer = await engine.answer(asked, first_token_timeout_s=body.timeout_s(settings.request_timeout_s))
+    request[OUTCOME].answer = answer
     total_s = time.perf_counter() - started
     value: dict[str, Any] = {"result": schema.results(body, answer), "time": round(total_s, 6)}
     if body.details:

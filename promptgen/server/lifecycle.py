@@ -28,7 +28,8 @@ from promptgen.server.protocol import QuietRunner
 KEEPALIVE_S = 75.0
 LINGERING_S = 1.0
 INTERNAL_FAILURE = 70
-_EXTRA = ("status", "took_ms", "request_id")
+_EXTRA = ("status", "took_ms", "request_id", "code", "prompt_tokens", "tokens")  # what a request adds to its lines
+_EXTRA_JSON = ("method", "route", *_EXTRA)
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +135,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        value |= {key: getattr(record, key) for key in _EXTRA if hasattr(record, key)}
+        value |= {key: getattr(record, key) for key in _EXTRA_JSON if hasattr(record, key)}
         if record.exc_info:
             value["exception"] = self.formatException(record.exc_info)
         return json.dumps(value, ensure_ascii=False)

@@ -7,10 +7,11 @@ import secrets
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from promptgen.generation.request import Answer, Candidate, Sampling, TextRequest
 from promptgen.server.faults import HttpFault
+from promptgen.server.strict import STRICT, validate
 
 MAX_SAMPLES = 64
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")  # a model may have defaults of its own
@@ -22,7 +23,7 @@ _Bias = Annotated[float, Field(ge=-100, le=100)]
 class GenerateBody(BaseModel):
     """POST /generate, as the contract's table has it. Unknown fields are refused by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     context: Annotated[str, Field(description="the beginning of the prompt")]
     maxlength: Annotated[int, Field(ge=1, le=10**9, description="new tokens (words) per candidate")] = 50
@@ -120,18 +121,7 @@ class GenerateBody(BaseModel):
 
 def parse_generate(body: dict[str, Any], vocabulary_size: int | None) -> GenerateBody:
     """Raises HttpFault 400 whose `param` names the field. `vocabulary_size` bounds top_k."""
-    try:
-        parsed = GenerateBody.model_validate(body)
-    except ValidationError as fault:
-        errors = fault.errors(include_input=False, include_url=False, include_context=False)
-        unknown = next((str(error["loc"][0]) for error in errors if error["type"] == "extra_forbidden"), None)
-        if unknown is not None:
-            name, known = _safe_name(unknown), ", ".join(GenerateBody.model_fields)
-            raise HttpFault(400, "unknown_field", f"{name} is not a field; known are {known}", param=name) from None
-        first = errors[0]
-        param = str(first["loc"][0])
-        code = "missing_field" if first["type"] == "missing" else "invalid_value"
-        raise HttpFault(400, code, f"{param}: {first['msg']}", param=param) from None
+    parsed = validate(GenerateBody, body)
     if vocabulary_size is not None and parsed.top_k > vocabulary_size:
         raise HttpFault(
             400, "invalid_value", f"top_k: the vocabulary has {vocabulary_size} tokens; 0 is off", param="top_k"
@@ -192,7 +182,3 @@ def rounded(value: float | None) -> float | None:
 
 def _text(body: GenerateBody, candidate: Candidate) -> str:
     return body.context + candidate.completion if body.echo else candidate.completion
-
-
-def _safe_name(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name[:64])

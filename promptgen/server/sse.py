@@ -18,7 +18,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -30,6 +30,7 @@ from promptgen.generation.request import Answer, TextRequest
 from promptgen.server import schema
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
+from promptgen.server.outcome import ID, OUTCOME, Outcome
 
 HEARTBEAT_S = 15.0
 STALLED_READER_S = 30.0
@@ -45,7 +46,7 @@ async def stream_answer(
 ) -> web.StreamResponse:
     """Sends the answer as events. The first delta is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
     model = engine.info.name if engine.info else ""
-    writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter())
+    writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter(), request[OUTCOME])
     response = _new_response(request)
     async with contextlib.aclosing(_events(engine, writer, body.timeout_s(timeout_s))) as events:
         first = await anext(events)
@@ -55,7 +56,8 @@ async def stream_answer(
             async for event in events:
                 await _send(request, response, event)
         except ConnectionResetError:
-            _log.info("the reader of a stream left", extra={"request_id": request["id"]})
+            writer.outcome.left = True
+            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
     return response
 
 
@@ -78,12 +80,10 @@ async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> Asy
                     pending = asyncio.ensure_future(anext(deltas, None))
                     yield writer.delta(delta)
         except RequestError as fault:
-            yield writer.event(HttpFault.of(fault).body())
+            yield writer.fault(HttpFault.of(fault))
         except Exception:
             _log.exception("a stream failed")
-            yield writer.event(
-                HttpFault(500, "internal_error", "something unforeseen happened; the log has more").body()
-            )
+            yield writer.fault(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
         finally:
             await _settle(pending)
     yield _DONE
@@ -102,7 +102,7 @@ def _new_response(request: web.Request) -> web.StreamResponse:
             "Content-Type": "text/event-stream",
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            "X-Request-Id": request["id"],
+            "X-Request-Id": request[ID],
             "X-Content-Type-Options": "nosniff",
         }
     )
@@ -128,6 +128,8 @@ class _Writer:
     model: str
     ascii_only: bool
     started: float
+    outcome: Outcome
+    withdrawn: set[int] = field(default_factory=set)
 
     @property
     def num_candidates(self) -> int:
@@ -142,18 +144,31 @@ class _Writer:
         pieces = [context[begin : begin + PIECE_CHARACTERS] for begin in range(0, len(context), PIECE_CHARACTERS)]
         return b"".join(self.event({"index": index, "text": piece}) for piece in pieces)
 
+    def again(self, index: int) -> bytes:
+        """The echo of a candidate that was withdrawn, when it is drawn anew."""
+        if index not in self.withdrawn:
+            return b""
+        self.withdrawn.remove(index)
+        return self.echo(index)
+
     def delta(self, delta: Delta) -> bytes:
         match delta:
             case Piece(index, text):
-                return self.event({"index": index, "text": text})
+                return self.again(index) + self.event({"index": index, "text": text})
             case Finished(index, candidate):
-                return self.event({"index": index, "finish_reason": candidate.finish_reason})
-            case Withdrawn(index, is_final):
-                return self.event({"index": index, "reset": True}) + (b"" if is_final else self.echo(index))
+                return self.again(index) + self.event({"index": index, "finish_reason": candidate.finish_reason})
+            case Withdrawn(index):
+                self.withdrawn.add(index)
+                return self.event({"index": index, "reset": True})
             case Answer():
                 return self.answer(delta)
 
+    def fault(self, fault: HttpFault) -> bytes:
+        self.outcome.code = fault.code
+        return self.event(fault.body())
+
     def answer(self, answer: Answer) -> bytes:
+        self.outcome.answer = answer
         total_s = time.perf_counter() - self.started
         value: dict[str, Any] = schema.by_index(self.body, answer, self.num_candidates) | {"time": round(total_s, 6)}
         if self.body.details:
@@ -180,7 +195,8 @@ async def send_events(request: web.Request, events: AsyncGenerator[bytes, None])
             async for event in events:
                 await _send(request, response, event)
         except ConnectionResetError:
-            _log.info("the reader of a stream left", extra={"request_id": request["id"]})
+            request[OUTCOME].left = True
+            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
     return response
 
 

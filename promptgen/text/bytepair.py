@@ -71,6 +71,10 @@ class BytePairTokenizer:
             ):
                 yield list(encoding.ids)
 
+    def convert(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries, in which a byte is a printable character, as in vocab.json."""
+        return [self._inner.id_to_token(i) or "" for i in ids]
+
     def decode(self, ids: Sequence[int]) -> str:
         detokenizer = self.detokenizer("")
         return "".join([*map(detokenizer.push, ids), detokenizer.finish()])

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from promptgen.config import EngineSettings
+from promptgen.errors import Superseded
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.generation.request import Sampling, TextRequest
 
@@ -39,7 +40,7 @@ async def run(num_requests: int) -> dict[str, object]:
     await engine.settled()
     await engine.answer(FIXED)  # takes up the step that stays
     before = (await engine.answer(FIXED)).candidates
-    draw, counts, early_mib = random.Random(0), {"answered": 0, "left": 0}, 0.0
+    draw, counts, early_mib = random.Random(0), {"answered": 0, "left": 0, "superseded": 0}, 0.0
     started = time.monotonic()
 
     async def caller(seed: int) -> None:
@@ -57,6 +58,10 @@ async def run(num_requests: int) -> dict[str, object]:
             rng.choice([(), (), ("。",), ("，", "？")]),
             rng.random() < 0.3,
             salt=rng.choice(["", "other"]),
+            heal=rng.random() < 0.7,
+            distinct=rng.random() < 0.7,
+            distinct_first=rng.random() < 0.1,
+            session=rng.choice(["", "", "a", "b", "c"]),
         )
         patience = rng.choice([None, None, 0.0, 0.001, 0.01, 0.05])
         try:
@@ -65,6 +70,8 @@ async def run(num_requests: int) -> dict[str, object]:
             counts["answered"] += 1
         except TimeoutError:
             counts["left"] += 1
+        except Superseded:
+            counts["superseded"] += 1
 
     for first in range(0, num_requests, 100):
         await asyncio.gather(*(caller(draw.getrandbits(40)) for _ in range(first, min(first + 100, num_requests))))

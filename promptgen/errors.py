@@ -85,6 +85,7 @@ class ContextLengthExceeded(InvalidRequest):
             f"but this model's window holds {max_window}; shorten the context or lower maxlength",
             param="context",
         )
+        self.num_prompt_tokens, self.num_new_tokens, self.window = num_prompt_tokens, num_new_tokens, max_window
 
 
 class QuestionTooLong(ContextLengthExceeded):

@@ -18,13 +18,24 @@ from functools import partial
 from itertools import count
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from promptgen.config import EngineSettings
 from promptgen.errors import DeadlineExceeded, EngineFailure, Overloaded, PromptgenError, Superseded
 from promptgen.generation.candidates import CandidateSet, Shown
 from promptgen.generation.dialogue import Dialogue
 from promptgen.generation.engine import Engine
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
-from promptgen.generation.request import Answer, EngineStats, Event, FailureEvent, GenerationRequest, TextRequest
+from promptgen.generation.request import (
+    Answer,
+    EngineStats,
+    Event,
+    FailureEvent,
+    GenerationRequest,
+    StartEvent,
+    TextRequest,
+)
 from promptgen.text.tokenizer import Tokenizer
 
 State = Literal["new", "loading", "ready", "draining", "failed", "stopped"]
@@ -77,6 +88,7 @@ class AsyncEngine:
     _thread: threading.Thread | None = None
     _loop: asyncio.AbstractEventLoop | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _embedding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def info(self) -> ModelInfo | None:
@@ -195,6 +207,27 @@ class AsyncEngine:
             if not candidates.is_complete:
                 self._commands.put((request_id, lambda engine: engine.cancel(request_id)))
 
+    async def embed(self, token_ids: tuple[int, ...]) -> NDArray[np.float32]:
+        """The vector of a text given as ids, computed between two steps; one at a time, so that rows go on in between.
+
+        Raises Overloaded, EngineFailure.
+        """
+        async with self._embedding:
+            model, found = self._ready_model(), list[NDArray[np.float32]]()
+            request_id, inbox = next(self._ids), asyncio.Queue[_Step]()
+            self._streams[request_id] = inbox
+            self._commands.put((request_id, lambda _: self._embed(model, request_id, token_ids, found)))
+            try:
+                step = await inbox.get()
+            finally:
+                del self._streams[request_id]
+                if not self._streams:
+                    self._idle.set()
+        for event in step.events:
+            if isinstance(event, FailureEvent):
+                raise EngineFailure(event.message)
+        return found[0]
+
     def _take(self, step: _Step, candidates: CandidateSet, request_id: int) -> list[Shown]:
         shown: list[Shown] = []
         for event in step.events:
@@ -265,6 +298,14 @@ class AsyncEngine:
             started = time.perf_counter()
             if events := engine.step():
                 self._call(self._dispatch, events, started, time.perf_counter())
+
+    def _embed(
+        self, model: OpenModel, request_id: int, token_ids: tuple[int, ...], found: list[NDArray[np.float32]]
+    ) -> None:
+        assert model.embedder is not None
+        started = time.perf_counter()
+        found.append(model.embedder.embed(token_ids))
+        self._call(self._dispatch, [StartEvent(request_id)], started, time.perf_counter())
 
     def _execute(self, engine: Engine, command: _Command) -> None:
         """A command that fails, fails its own request."""

@@ -24,9 +24,12 @@ from promptgen.generation.request import (
     FinishReason,
     GenerationRequest,
     TextRequest,
+    TokenDetail,
     TokenEvent,
+    TopEvent,
     Until,
 )
+from promptgen.generation.token_log import TokenLog
 from promptgen.text.tokenizer import Detokenizer, Tokenizer
 from promptgen.text.words import clean
 
@@ -36,10 +39,11 @@ _SENTENCE_END = re.compile(r"(?:[。！？!?…]|\.(?=\s|$))[。！？!?….]*[\
 
 @dataclass(slots=True)
 class Piece:
-    """Text to append to candidate `sample`."""
+    """Text to append to candidate `sample`; `tokens` are those that end in it, for a candidate that says what they are."""
 
     sample: int
     text: str
+    tokens: tuple[TokenDetail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,20 @@ class CandidateText:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: tuple[str, ...], *, typed: str = "", until: Until = "document"
+        self,
+        detokenizer: Detokenizer,
+        stops: tuple[str, ...],
+        *,
+        typed: str = "",
+        until: Until = "document",
+        log: TokenLog | None = None,
     ) -> None:
         self._detokenizer = detokenizer
         self._stops = (*stops, "\n") if until == "line" else stops
         self._ends_with_sentence = until == "sentence"
         self._typed = typed
         self._held = ""
+        self._log = log
         self._shown: list[str] = []
         self.num_tokens = 0
         self.logprob = 0.0
@@ -84,7 +95,10 @@ class CandidateText:
 
     def push(self, token_id: int, logprob: float) -> str:
         self.logprob += logprob
-        is_head, piece = bool(self._typed), self._detokenizer.push(token_id)
+        is_head, before = bool(self._typed), None if self._log is None else self._detokenizer.fork()
+        piece = self._detokenizer.push(token_id)
+        if self._log is not None and before is not None:
+            self._log.push(token_id, logprob, piece, before)
         if is_head:
             piece = self._leave_out(piece)
         is_new = bool(piece) or not is_head  # a token that only spells what was typed is none of the new ones
@@ -95,7 +109,19 @@ class CandidateText:
         self._shown.append(piece)
         return piece
 
-    def finish(self, reason: FinishReason, *, end_logprob: float = 0.0, with_logprob: bool) -> str:
+    def note_top(self, top: tuple[tuple[int, float], ...]) -> None:
+        if self._log is not None:
+            self._log.note_top(top)
+
+    def take_tokens(self) -> tuple[TokenDetail, ...]:
+        """The tokens whose text has been shown since the last time, for a candidate that says what they are."""
+        return () if self._log is None else self._log.take(sum(map(len, self._shown)))
+
+    def finish(
+        self, reason: FinishReason, *, end_logprob: float = 0.0, end_id: int | None = None, with_logprob: bool
+    ) -> str:
+        if self._log is not None and end_id is not None:
+            self._log.end(end_id, end_logprob, self._detokenizer)
         piece = "" if self.is_stopped else self._show(self._detokenizer.finish())
         if not self.is_stopped:
             # No more will come, so no longer match has to be waited for.
@@ -104,14 +130,16 @@ class CandidateText:
             reason = reason if cut is None else "stop"
             piece += self._release(len(self._held) if cut is None else cut)
         if end_logprob:
-            self.path.end_logprob = end_logprob
+            self.path.end_logprob, self.path.end_id = end_logprob, end_id
         num_scored = self.num_tokens + (end_logprob != 0)
+        completion = "".join(self._shown)
         self.candidate = Candidate(
-            "".join(self._shown),
+            completion,
             self.num_tokens,
             self.logprob if with_logprob else None,
             reason,
             (self.logprob + end_logprob) / max(1, num_scored) if with_logprob else None,
+            tokens=() if self._log is None else self._log.all(len(completion)),
         )
         return piece
 
@@ -180,7 +208,13 @@ class CandidateSet:
         whole = text.prompt_ids or (tokenizer.begin_id, *tokenizer.encode(text.prompt))
         self.num_prompt_tokens = len(whole)
         self._num_unknown = whole.count(tokenizer.unknown_id)
-        self._with_logprobs = text.want_logprobs or text.distinct or text.rank == "likelihood" or bool(text.choices)
+        self._with_logprobs = (
+            text.want_logprobs
+            or text.distinct
+            or text.rank == "likelihood"
+            or bool(text.choices)
+            or text.num_top is not None
+        )
         self._num = len(text.choices) or text.num_samples
         healed = self._healed(whole, window)
         self._start = tokenizer.detokenizer(healed.text if healed else text.prompt)
@@ -197,8 +231,10 @@ class CandidateSet:
             bias=_bias(tokenizer, text),
             branches=healed.branches if healed else (),
             distinct_first=text.distinct_first,
-            remember=bool(text.session) and not text.min_new_tokens,
+            remember=bool(text.session) and not text.min_new_tokens and text.num_top is None,
+            forced_ids=text.forced_ids,
             end_ids=text.end_ids,
+            num_top=text.num_top or 0,
         )
         self.requests = self._scored(whole) if text.choices else [self._basic]
         self._bad_words = tuple(clean(word).strip() for word in text.bad_words)
@@ -225,7 +261,7 @@ class CandidateSet:
 
     def take(self, event: Event) -> list[Shown]:
         """What an event of this request adds. Events of a sample that is over already are ignored."""
-        if not isinstance(event, TokenEvent | FinishEvent):
+        if not isinstance(event, TokenEvent | FinishEvent | TopEvent):
             return []
         index = self._index_of.get(event.sample, -1)
         if index < 0 or self._texts[index].candidate is not None:
@@ -233,9 +269,12 @@ class CandidateSet:
         text = self._texts[index]
         if isinstance(event, TokenEvent):
             piece = text.push(event.token_id, event.logprob)
-            shown: list[Shown] = [Piece(index, piece)] if piece else []
+            shown: list[Shown] = [self._piece(index, piece)] if piece else []
             return shown + self._finish(index, "stop") if text.is_stopped else shown
-        return self._finish(index, event.reason, event.logprob)
+        if isinstance(event, TopEvent):
+            text.note_top(event.top)
+            return []
+        return self._finish(index, event.reason, event.logprob, event.token_id)
 
     def take_orders(self) -> tuple[list[GenerationRequest], list[int]]:
         """What to ask the engine further, and the samples that it may drop; each is told once."""
@@ -260,9 +299,9 @@ class CandidateSet:
     def _healed(self, whole: tuple[int, ...], window: int | None) -> Healed | None:
         """How the prompt goes on; None for what needs no word about it."""
         text, healer = self._text, self._healer
-        if text.choices:
+        if text.choices or text.prompt_ids:
             return None
-        healed = healer.heal(text.prompt, whole) if text.heal and not text.prompt_ids else None
+        healed = healer.heal(text.prompt, whole) if text.heal else None
         if healed is None:
             return healer.whole(text.prompt, whole) if text.distinct_first or text.session else None
         room = (window or len(whole) + text.max_new_tokens + 1) - text.max_new_tokens - len(healed.prompt_ids)
@@ -295,13 +334,16 @@ class CandidateSet:
         return requests
 
     def _new_text(self) -> CandidateText:
-        return CandidateText(self._start.fork(), self._text.stop, typed=self._typed, until=self._text.until)
+        log = None if self._text.num_top is None else TokenLog(self._tokenizer)
+        return CandidateText(self._start.fork(), self._text.stop, typed=self._typed, until=self._text.until, log=log)
 
-    def _finish(self, index: int, reason: FinishReason, end_logprob: float = 0.0) -> list[Shown]:
+    def _finish(
+        self, index: int, reason: FinishReason, end_logprob: float = 0.0, end_id: int | None = None
+    ) -> list[Shown]:
         text = self._texts[index]
         if text.is_stopped:
             self._needless.append(self._sample_of[index])
-        piece = text.finish(reason, end_logprob=end_logprob, with_logprob=self._with_logprobs)
+        piece = text.finish(reason, end_logprob=end_logprob, end_id=end_id, with_logprob=self._with_logprobs)
         assert text.candidate is not None
         self._num_open -= 1
         self._paths.append(text.path)
@@ -310,7 +352,7 @@ class CandidateSet:
             text.candidate = replace(text.candidate, completion=self._text.choices[index])
         elif not self._text.want_logprobs:
             text.candidate = replace(text.candidate, logprob=None)
-        shown: list[Shown] = [Piece(index, piece)] if piece else []
+        shown: list[Shown] = [self._piece(index, piece)] if piece else []
         shown.append(Finished(index, text.candidate))
         loser = None if self._text.choices else self._loser(index, text.candidate)
         if loser == index:
@@ -339,6 +381,11 @@ class CandidateSet:
         self._kept[said] = index
         return other
 
+    def _piece(self, index: int, piece: str) -> Piece:
+        return (
+            Piece(index, piece) if self._text.num_top is None else Piece(index, piece, self._texts[index].take_tokens())
+        )
+
     def _redraw(self) -> None:
         """Asks for others in the place of all that were withdrawn."""
         first, indices = self._num_samples, sorted(self._withdrawn)
@@ -363,7 +410,7 @@ class CandidateSet:
 
 def _bias(tokenizer: Tokenizer, text: TextRequest) -> tuple[tuple[int, float], ...]:
     """Biases by token: those asked for, and never a token that is a bad word by itself."""
-    biases: dict[int, float] = {}
+    biases: dict[int, float] = dict(text.token_bias)
     for word, bias in text.logit_bias:
         ids = tokenizer.encode(word)
         if len(ids) != 1 or ids[0] == tokenizer.unknown_id:

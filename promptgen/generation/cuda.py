@@ -51,8 +51,9 @@ class _Bucket:
 
 def _suits_graph(rows: NDArray[np.void]) -> bool:
     """Whether the draw within a graph does all that these rows ask for."""
-    is_special = (rows["penalty"] != 1) | (rows["wants_logprob"] > 0) | (rows["has_bias"] > 0) | (rows["is_forced"] > 0)
-    return not ((rows["top_k"] > GRAPH_K) | is_special).any()
+    is_special = rows["keeps_seen"] | rows["wants_logprob"] | rows["has_bias"] | rows["is_forced"]
+    waits_to_end = (rows["end_ids"][:, 0] >= 0) & (rows["position"] + 1 < rows["end_from"])
+    return not ((rows["top_k"] > GRAPH_K) | (is_special > 0) | waits_to_end).any()
 
 
 class CudaGpt2(EagerGpt2):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from promptgen.errors import InvalidRequest, QuestionTooLong
 from promptgen.generation.chat_template import ChatTemplate
+from promptgen.generation.memory import MAX_ENDS
 from promptgen.text.tokenizer import Tokenizer
 
 SYSTEM_ROLES = ("system", "developer")
@@ -132,7 +133,7 @@ class Dialogue:
             return (self._tokenizer.separator_id,)
         named = (self._tokenizer.id_of(token) for token in self._template.end_tokens)
         ids = {*self._template.end_ids, *(i for i in named if i is not None)}
-        return tuple(sorted(i for i in ids if i < self._tokenizer.size))
+        return tuple(sorted(i for i in ids if i < self._tokenizer.size and i != self._tokenizer.end_id))[:MAX_ENDS]
 
 
 def _read(messages: Sequence[Message]) -> _Talk:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from promptgen.errors import ContextLengthExceeded, InvalidRequest
-from promptgen.generation.memory import Memory
+from promptgen.generation.memory import MAX_ENDS, Memory
 from promptgen.generation.request import EngineStats, Event, FailureEvent, GenerationRequest, TokenEvent
 from promptgen.generation.runner import Runner
 from promptgen.generation.scheduler import Scheduler
@@ -60,8 +60,16 @@ class Engine:
         """Raises InvalidRequest for a request that no state of the engine could serve."""
         if not request.prompt_ids or request.max_new_tokens < 1 or request.num_samples < 1:
             raise InvalidRequest("a request needs a prompt, a sample and a new token at least")
-        if not all(0 <= token_id < self.vocabulary for token_id in request.prompt_ids):
+        given_ids = (
+            *request.prompt_ids,
+            *request.end_ids,
+            *request.forced_ids,
+            *(token_id for token_id, _ in request.bias),
+        )
+        if not all(0 <= token_id < self.vocabulary for token_id in given_ids):
             raise InvalidRequest(f"a token id is outside the vocabulary of {self.vocabulary}")
+        if len(request.end_ids) > MAX_ENDS:
+            raise InvalidRequest(f"a candidate ends at {MAX_ENDS} tokens of its own at most")
         if len(request.forced_ids) not in (0, request.max_new_tokens):
             raise InvalidRequest("as many tokens are given as asked for, or none")
         sampling = request.sampling
@@ -87,8 +95,8 @@ class Engine:
         self._scheduler.cancel(request_id, sample)
 
     def offer(self, steps: Steps) -> None:
-        """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision when
-        what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
+        """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision
+        or cache type when what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
         self._offered = steps
 
     def step(self) -> list[Event]:
@@ -106,7 +114,7 @@ class Engine:
                 FailureEvent(request_id, "the engine failed on this request")
                 for request_id in self._scheduler.drop_running()
             ]
-        events = self._scheduler.update(plan, result.token_ids, result.logprobs, result.picks)
+        events = self._scheduler.update(plan, result.token_ids, result.logprobs, result.picks, result.tops)
         self._num_steps += 1
         self._num_prompt_tokens += sum(len(stretch.token_ids) for stretch in plan.stretches)
         self._num_reused_tokens += plan.num_reused
@@ -114,7 +122,8 @@ class Engine:
         return events
 
     def _take_up(self, steps: Steps) -> None:
-        if steps.precision != self._runner.steps.precision:
+        old = self._runner.steps
+        if (steps.precision, steps.cache_type) != (old.precision, old.cache_type):
             self._scheduler.is_held = self._scheduler.is_running
             if self._scheduler.is_held:
                 return

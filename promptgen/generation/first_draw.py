@@ -73,8 +73,8 @@ def _leaves(
     for index, (branch, line) in enumerate(zip(request.branches, lines, strict=True)):
         path, cover = branch.path_ids, branch.cover_ids
         allowed = line[: len(bias)] + bias
-        if end_id >= 0 and (request.ignore_end or request.min_new_tokens > branch.num_new):
-            allowed[end_id] = -np.inf
+        if request.ignore_end or request.min_new_tokens > branch.num_new:
+            allowed[[i for i in (end_id, *request.end_ids) if i >= 0]] = -np.inf
         before[path] = _log_softmax(allowed)
         if path:
             given = (branch.path_logprobs or ())[1:]

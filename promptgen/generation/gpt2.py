@@ -85,6 +85,7 @@ class EagerGpt2:
         self.description = f"torch, {precision}, {torch.get_num_threads()} threads"
         self._memory = memory
         self._keys, self._values = torch.as_tensor(memory.keys), torch.as_tensor(memory.values)
+        self.cache_type = str(self._keys.dtype).removeprefix("torch.")
         self._logits = torch.as_tensor(memory.logits)
         self._tokens, self._positions = weights["wte.weight"], weights["wpe.weight"]
         self._norm = weights["ln_f.weight"], weights["ln_f.bias"]

@@ -14,6 +14,7 @@ from promptgen.generation.candidates import CandidateSet
 from promptgen.generation.chat_template import ChatTemplate
 from promptgen.generation.cuda import CudaGpt2, DeviceMemory
 from promptgen.generation.dialogue import Dialogue
+from promptgen.generation.embedding import Embedder
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.healing import Healer
@@ -52,11 +53,12 @@ class OpenModel:
     dialogue: Dialogue
     end_ids: tuple[int, ...] = ()
     upgrading: threading.Thread | None = None
+    embedder: Embedder | None = None
 
     def candidates(self, request: TextRequest) -> CandidateSet:
         """The candidates of a request, whose parts the engine can serve. Raises InvalidRequest (ContextLengthExceeded)."""
         if self.end_ids:
-            request = replace(request, end_ids=(*request.end_ids, *self.end_ids))
+            request = replace(request, end_ids=tuple(dict.fromkeys((*request.end_ids, *self.end_ids))))
         candidates = CandidateSet(self.tokenizer, request, self.healer, window=self.info.window)
         if candidates.num_prompt_tokens + request.max_new_tokens > self.info.window:
             raise ContextLengthExceeded(candidates.num_prompt_tokens, request.max_new_tokens, self.info.window)
@@ -103,10 +105,11 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     info = ModelInfo(
         folder.name, shape.window, shape.vocabulary, shape.layers, shape.width, shape.heads, read_sampling(folder)
     )
+    embedder = Embedder(shape, weights, tokenizer.begin_id)
     if settings.device == "cuda":
         memory, steps = _on_cuda(settings, shape, weights, options)
         engine = _checked_engine(settings, memory, steps, tokenizer)
-        return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids)
+        return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids, embedder=embedder)
     memory = Memory(shape, **options)
     upgrade = Upgrade(settings, memory, weights, tokenizer.begin_id)
     fast = upgrade.ready()
@@ -114,7 +117,7 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     engine = _checked_engine(settings, memory, fast or EagerGpt2(memory, weights, precision), tokenizer)
     is_worth_it = upgrade_later and upgrade.is_wanted and fast is None
     upgrading = upgrade.prepare(engine.offer) if is_worth_it else None
-    return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids, upgrading)
+    return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids, upgrading, embedder)
 
 
 def _on_cuda(

@@ -19,21 +19,30 @@ NOT_A_TOKEN = float("-inf")
 NEVER = 2**62  # a position that no row reaches
 LOGITS_MULTIPLE = 64  # a line of logits is padded to whole panels of native/kernels.cpp
 
+MAX_ENDS = 4  # tokens of a row's own that end it
+IN_PROMPT = 128  # in `seen`: the token stands in the prompt; the lower bits count how often it was drawn
+MAX_COUNT = 127
+
 # One running candidate. Mirrored by `struct Row` in native/kernels.cpp.
 ROW = np.dtype(
     [
         ("token_id", np.int64),  # fed next
         ("position", np.int64),  # where it stands
         ("key", np.int64),  # of its noise
-        ("end_from", np.int64),  # the first position where the end-of-document token may stand
+        ("end_from", np.int64),  # the first position where a token that ends it may stand
         ("temperature", np.float32),  # never 0
         ("top_p", np.float32),  # 1 when off
         ("penalty", np.float32),  # 1 when off
+        ("presence", np.float32),  # 0 when off, as is frequency
+        ("frequency", np.float32),
         ("top_k", np.int32),  # never 0: the vocabulary when off
+        ("end_ids", np.int32, (MAX_ENDS,)),  # further tokens that end it, -1 for none
         ("is_greedy", np.uint8),
         ("wants_logprob", np.uint8),
         ("has_bias", np.uint8),
         ("is_forced", np.uint8),
+        ("keeps_seen", np.uint8),  # whether a penalty wants to know what there is
+        ("num_top", np.uint8),  # so many of the likeliest tokens are told
     ],
     align=True,
 )
@@ -42,11 +51,12 @@ ROW = np.dtype(
 class Memory:
     """Slots 0..max_rows-1 belong to the rows, the slots after them to prompts.
 
-    keys, values   [layers, slots, heads, window, head_dim] float32
+    keys, values   [layers, slots, heads, window, head_dim] float32; steps whose cache type is bfloat16 fill the front half of each
+                   [window, head_dim], so that what copies positions need not know
     rows           [max_rows] of ROW
     logits         [slots, vocabulary padded] float32: after a step, those of the last token of each slot
     bias           [vocabulary] float32, -inf for what is never drawn
-    seen           [max_rows, vocabulary]: tokens of the sequence, kept up for rows with a penalty
+    seen           [max_rows, vocabulary]: IN_PROMPT + times drawn, kept up for rows with a penalty
     row_bias       [max_rows, vocabulary] float32, for rows that have one
     forced         [max_rows, window] int32: the token to stand at each position, for rows that are forced
     """
@@ -81,7 +91,7 @@ class Memory:
 
     def move_row(self, source: int, target: int) -> None:
         self.copy_prefix(source, target, int(self.rows[source]["position"]) + 1)
-        if self.rows[source]["penalty"] != 1:
+        if self.rows[source]["keeps_seen"]:
             self.seen[target] = self.seen[source]
         if self.rows[source]["has_bias"]:
             self.row_bias[target] = self.row_bias[source]
@@ -96,9 +106,9 @@ class Memory:
         rows = slice(first_row, first_row + len(samples))
         self.keys[:, rows, :, :length] = self.keys[:, slot, None, :, :length]
         self.values[:, rows, :, :length] = self.values[:, slot, None, :, :length]
-        if sampling.repetition_penalty != 1:
+        if sampling.keeps_seen:
             self.seen[rows] = 0
-            self.seen[rows, list(request.prompt_ids)] = 1
+            self.seen[rows, list(request.prompt_ids)] = IN_PROMPT
         if request.bias:
             self.row_bias[rows] = 0
             for token_id, bias in request.bias:
@@ -114,11 +124,16 @@ class Memory:
             1.0 if greedy else sampling.temperature,
             sampling.top_p if 0 < sampling.top_p < 1 else 1.0,
             sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
             1 if greedy else min(sampling.top_k or size, size),
+            (*request.end_ids, *(-1,) * (MAX_ENDS - len(request.end_ids))),
             greedy,
             request.want_logprobs,
             bool(request.bias),
             bool(request.forced_ids),
+            sampling.keeps_seen,
+            request.num_top,
         )
         self.rows["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
         self.num_changes += 1
@@ -128,5 +143,5 @@ class Memory:
         self.rows[row]["position"] += 1
         self.rows[row]["end_from"] += not is_new
         self.rows[row]["token_id"] = token_id
-        if self.rows[row]["penalty"] != 1:
-            self.seen[row, token_id] = 1
+        if self.rows[row]["keeps_seen"]:
+            self.seen[row, token_id] += 1

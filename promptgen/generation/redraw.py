@@ -24,7 +24,7 @@ MAX_NODES = 6  # besides those where typing stopped
 class Path:
     """The tokens of a candidate after its prompt, and their log-probabilities. The first `num_head` spell what was typed; `num_new` were new.
 
-    `end_logprob` is that of the end of the document, if it ended there.
+    `end_logprob` is that of the end of the document, or of the request's own end `end_id`, if it ended there.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -32,6 +32,7 @@ class Path:
     num_head: int = 0
     num_new: int = 0
     end_logprob: float | None = None
+    end_id: int | None = None
 
     def add(self, token_id: int, logprob: float, *, is_head: bool, is_new: bool) -> None:
         self.token_ids.append(token_id)
@@ -76,7 +77,8 @@ def _add(
 ) -> None:
     ids, logprobs = tuple(path.token_ids), path.logprobs
     if path.end_logprob is not None:
-        ids, logprobs = (*ids, end_id), [*logprobs, path.end_logprob]
+        ids = (*ids, end_id if path.end_id is None else path.end_id)
+        logprobs = [*logprobs, path.end_logprob]
     first = max(1, path.num_head)  # tokens until one is beyond what was typed, which the ways cover
     if len(ids) < first:
         return

@@ -120,6 +120,7 @@ async def _ask(engine: AsyncEngine, messages: Sequence[Message], options: ReplyO
         salt=options.salt,
         heal=False,
         rank="none",
+        min_new_tokens=1,
         prompt_ids=fitted.prompt_ids,
         end_ids=dialogue.end_ids,
     )

@@ -6,7 +6,7 @@ its *sample* index within the request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -23,8 +23,9 @@ class Sampling:
     """How the next token is drawn.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 0 or 1 are off. `repetition_penalty` as in CTRL (Keskar et al. 2019,
-    section 4.1): positive logits of tokens already there are divided by it, negative ones multiplied. Order: penalty,
-    temperature, top-k, top-p. A draw depends on (seed, sample, position) and on nothing else that is running.
+    section 4.1): positive logits of tokens already there are divided by it, negative ones multiplied. `presence_penalty` is taken off
+    the logits of tokens that were drawn before, `frequency_penalty` once for each time (127 at most); those of the prompt do not count.
+    Order: penalties, temperature, top-k, top-p. A draw depends on (seed, sample, position) and on nothing else that is running.
     """
 
     temperature: float = 1.0
@@ -32,6 +33,13 @@ class Sampling:
     top_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def keeps_seen(self) -> bool:
+        """Whether a draw depends on which tokens there are already."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
     def is_greedy(self) -> bool:
@@ -47,13 +55,17 @@ class Sampling:
         repetition_penalty: float | None = None,
     ) -> Sampling:
         """The same, but for what is given: a model's defaults with a caller's wishes."""
-        return Sampling(
-            self.temperature if temperature is None else temperature,
-            self.top_k if top_k is None else top_k,
-            self.top_p if top_p is None else top_p,
-            self.repetition_penalty if repetition_penalty is None else repetition_penalty,
-            seed,
+        return replace(
+            self,
+            temperature=self.temperature if temperature is None else temperature,
+            top_k=self.top_k if top_k is None else top_k,
+            top_p=self.top_p if top_p is None else top_p,
+            repetition_penalty=self.repetition_penalty if repetition_penalty is None else repetition_penalty,
+            seed=seed,
         )
+
+    def with_penalties(self, presence: float, frequency: float) -> Sampling:
+        return replace(self, presence_penalty=presence, frequency_penalty=frequency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +82,10 @@ class TextRequest:
     reused for others of the same `salt` only. A newer request of the same `session` and `salt` takes the place of an older one, and
     draws of the older that are still right are used again; nobody sees it but in time.
 
-    `prompt_ids` are read as they are, begin token and all; `prompt` is then no more than the text that stands before the candidates, for their
-    first space. `end_ids` are further tokens that finish a candidate and are not given out.
+    For callers who count in tokens: `prompt_ids` are read in place of the prompt's own, the begin token with them, and `prompt` only
+    says what text they end with; `forced_ids` are given instead of drawn; a candidate ends at any of `end_ids` as it does at the end of a
+    document; `token_bias` is `logit_bias` by token. With `num_top` candidates say what their tokens are and how likely, beside so many
+    likeliest alternatives of each.
     """
 
     prompt: str
@@ -93,7 +107,10 @@ class TextRequest:
     choices: tuple[str, ...] = ()
     until: Until = "document"
     prompt_ids: tuple[int, ...] = ()
+    forced_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
+    token_bias: tuple[tuple[int, float], ...] = ()
+    num_top: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,9 +136,9 @@ class GenerationRequest:
 
     With `branches` the first token comes from them, in proportion to the model's probability of the whole branch; a branch without
     path stands first. No two samples go on from a branch with the same token when they are to be `different`. `bias` are (token id, nats).
-    `forced_ids` are given instead of drawn, one a step; their log-probabilities are among the whole vocabulary. A token of `end_ids` finishes a
-    sample as the end-of-document token does. With `remember` finished samples stay in the cache, and a sample whose tokens are there
-    already is not computed again.
+    `forced_ids` are given instead of drawn, one a step; their log-probabilities are among the whole vocabulary. `end_ids` end a candidate as
+    the end-of-document token does. `num_top` alternatives of each token are told. With `remember` finished samples stay in the cache, and a
+    sample whose tokens are there already is not computed again.
     """
 
     prompt_ids: tuple[int, ...]
@@ -140,6 +157,7 @@ class GenerationRequest:
     different: bool = False
     remember: bool = False
     end_ids: tuple[int, ...] = ()
+    num_top: int = 0
 
     @property
     def samples(self) -> range:
@@ -167,13 +185,23 @@ class TokenEvent:
 
 
 @dataclass(slots=True)
+class TopEvent:
+    """The likeliest tokens, (token id, log-probability) from the best down, where the next token of a candidate will stand."""
+
+    request_id: int
+    sample: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
 class FinishEvent:
-    """A candidate is complete. `logprob` is that of the end-of-document token, 0.0 if it ended otherwise."""
+    """A candidate is complete. `token_id` is the token that ended it and `logprob` its own; None and 0.0 if it ended otherwise."""
 
     request_id: int
     sample: int
     reason: FinishReason
     logprob: float = 0.0
+    token_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -184,14 +212,35 @@ class FailureEvent:
     message: str
 
 
-Event = StartEvent | TokenEvent | FinishEvent | FailureEvent
+Event = StartEvent | TokenEvent | TopEvent | FinishEvent | FailureEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token as text where it stands, its bytes, and its log-probability (nats, at temperature 1); None for what nothing stands before."""
+
+    token_id: int
+    text: str
+    raw: bytes
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetail:
+    """A token of a candidate: its text begins at character `offset`; `top` are the likeliest in its place. The one that ended the
+    candidate `is_end`: it is not in the text."""
+
+    token: ScoredToken
+    top: tuple[ScoredToken, ...]
+    offset: int
+    is_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One finished continuation. `logprob` is the sum over its tokens (nats, at temperature 1), None unless asked for.
 
-    `score` is the mean over its tokens and its end, for ranking. `index` is its place in a stream.
+    `score` is the mean over its tokens and its end, for ranking. `index` is its place in a stream. `tokens` only where asked for.
     """
 
     completion: str
@@ -200,6 +249,7 @@ class Candidate:
     finish_reason: FinishReason
     score: float | None = None
     index: int = 0
+    tokens: tuple[TokenDetail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Between steps nothing is done row by row, and a running batch costs two calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 
 from promptgen.generation.first_draw import draw_first
 from promptgen.generation.memory import Memory
-from promptgen.generation.scheduler import Join, Pick, Plan
+from promptgen.generation.scheduler import NO_TOPS, Join, Pick, Plan, Tops
 from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, PromptTokens, Steps
+from promptgen.generation.tops import top_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows."""
+    """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows, `tops` the
+    likeliest tokens of rows that want to know."""
 
     token_ids: list[int]
     logprobs: list[float]
     picks: list[Pick]
+    tops: Tops = field(default_factory=dict)
 
 
 class Runner:
@@ -57,8 +60,12 @@ class Runner:
             prompt_slots = prompt_slots.astype(np.int32)
         num_drawn = plan.num_rows - plan.num_picked
         token_ids, logprobs = self.steps.draw(num_drawn, plan.num_continuing, prompt_slots) if num_drawn else ([], [])
+        tops = NO_TOPS
+        if plan.has_tops:
+            slots = np.concatenate([np.arange(plan.num_continuing), prompt_slots])
+            tops, logprobs = top_logprobs(memory, slots, token_ids, logprobs)
         picks = [pick for join in plan.joins if join.branch_slots for pick in self._pick(join)]
-        return StepResult(token_ids, logprobs, picks)
+        return StepResult(token_ids, logprobs, picks, tops)
 
     def _pick(self, join: Join) -> list[Pick]:
         """Draws the first tokens of candidates among branches, and starts their rows after them."""

@@ -1,6 +1,6 @@
 """Draws one token for each row, all rows in one pass, each with its own parameters: the torch version.
 
-Penalty, temperature, top-k, top-p, then the largest of (logit + Gumbel noise): an exact draw from what is left. Noise is made for
+Penalties, temperature, top-k, top-p, then the largest of (logit + Gumbel noise): an exact draw from what is left. Noise is made for
 the survivors of top-k only.
 """
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promptgen.generation.memory import NOT_A_TOKEN, Memory
+from promptgen.generation.memory import MAX_COUNT, NOT_A_TOKEN, Memory
 from promptgen.generation.noise import gumbel
 
 
@@ -26,6 +26,8 @@ class RowTensors:
     top_k: Tensor
     top_p: Tensor
     penalty: Tensor
+    presence: Tensor
+    frequency: Tensor
     is_greedy: Tensor  # bool
     end_from: Tensor
 
@@ -40,6 +42,8 @@ class RowTensors:
             column("top_k"),
             column("top_p"),
             column("penalty"),
+            column("presence"),
+            column("frequency"),
             column("is_greedy").bool(),
             column("end_from"),
         )
@@ -58,15 +62,25 @@ def draw_rows(memory: Memory, logit_slots: NDArray[np.int64]) -> tuple[list[int]
     if rows["has_bias"].any():
         has_bias = torch.from_numpy(rows["has_bias"]).bool().to(logits.device)
         logits += torch.where(has_bias[:, None], torch.as_tensor(memory.row_bias)[: len(rows)], 0.0)
+    early = (rows["end_ids"] >= 0) & (rows["position"] < rows["end_from"])[:, None]
+    if early.any():
+        early_rows, which = np.nonzero(early)
+        logits[torch.from_numpy(early_rows), torch.from_numpy(rows["end_ids"][early_rows, which]).long()] = NOT_A_TOKEN
     seen = torch.as_tensor(memory.seen)
-    penalized = np.flatnonzero(rows["penalty"] != 1)
-    scored = penalize(logits, seen[: len(rows)].bool(), tensors.penalty) if len(penalized) else logits
+    penalized = np.flatnonzero(rows["keeps_seen"])
+    scored = logits
+    if len(penalized):
+        own_seen = seen[: len(rows)] * torch.from_numpy(rows["keeps_seen"]).to(seen.device)[:, None]
+        scored = penalize(logits, own_seen > 0, tensors.penalty)
+        counts = own_seen & MAX_COUNT
+        scored = scored - (counts * tensors.frequency[:, None] + (counts > 0) * tensors.presence[:, None])
     chosen = sample(scored, positions, tensors, int(rows["top_k"].max()), any_top_p=bool((rows["top_p"] < 1).any()))
     token_ids = chosen.cpu().numpy()
     forced = np.flatnonzero(rows["is_forced"])
     token_ids[forced] = memory.forced[forced, rows["position"][forced]]
     rows["token_id"] = token_ids
-    seen[torch.from_numpy(penalized), torch.from_numpy(token_ids[penalized])] = 1
+    drawn = torch.from_numpy(penalized), torch.from_numpy(token_ids[penalized])
+    seen[drawn] += ((seen[drawn] & MAX_COUNT) < MAX_COUNT).to(seen.dtype)
     logprobs = [0.0] * len(rows)
     if rows["wants_logprob"].any():
         logits[forced] = own_logits[forced]  # among all tokens

@@ -19,14 +19,16 @@ do not keep one of another waiting.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 
 from promptgen.errors import Overloaded
 from promptgen.generation.prompts import Drawn, Prompt, PromptCache
-from promptgen.generation.request import Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent
+from promptgen.generation.request import Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent, TopEvent
 
+Tops = Mapping[int, tuple[tuple[int, float], ...]]  # (token id, log-probability), by row
+NO_TOPS: Tops = {}
 TURN = 8  # candidates placed of a request before the next one has its turn
 MAX_READ = 512  # prompt tokens in a step when no row is running
 MAX_PASS = 256  # tokens in a step when some are: what running rows leave of it is for reading,
@@ -35,13 +37,15 @@ MIN_READ = 64  # but no less than this
 
 @dataclass(slots=True)
 class Sequence:
-    """One candidate being decoded. Its row is its index in Scheduler.rows. `drawn` is kept up when it is to be remembered."""
+    """One candidate being decoded. Its row is its index in Scheduler.rows. `drawn` is kept up when it is to be remembered. Any of `end_ids`
+    ends it."""
 
     request_id: int
     sample: int
     num_left: int
     request: GenerationRequest
     drawn: Drawn | None = None
+    end_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -110,7 +114,8 @@ class Plan:
     """One step, in this order: candidates to keep (source row, target slot), moves (source row, target row), copies, reading, joins, then a
     token for each of `num_rows` rows.
 
-    The first `num_continuing` rows were running already; the last `num_picked` draw from branches.
+    The first `num_continuing` rows were running already; the last `num_picked` draw from branches. `has_tops` when a row wants to know the
+    likeliest tokens.
     """
 
     keeps: tuple[Copy, ...]
@@ -123,6 +128,7 @@ class Plan:
     num_rows: int
     num_reused: int = 0  # prompt tokens that were found in the cache
     num_picked: int = 0
+    has_tops: bool = False
 
 
 class Scheduler:
@@ -140,6 +146,7 @@ class Scheduler:
         self._resuming: deque[Sequence] = deque()
         self._num_promised = 0  # slots for branches of prompts that are being read
         self.num_recalled = 0  # tokens that an earlier draw gave
+        self._num_with_top = 0  # rows whose likeliest tokens are told
         self._steady: Plan | None = None
         self.is_held = False  # nothing new is started; what is being read or runs goes on
 
@@ -171,9 +178,15 @@ class Scheduler:
         if not (self.waiting or self._reading or self._joining or self._resuming):
             if not self.rows:
                 return Plan(keeps, (), (), (), (), (), 0, 0) if keeps else None
-            if not (keeps or moves) and self._steady is not None and self._steady.num_rows == num_continuing:
+            has_tops = self._num_with_top > 0
+            if (
+                not (keeps or moves)
+                and self._steady is not None
+                and self._steady.num_rows == num_continuing
+                and self._steady.has_tops == has_tops
+            ):
                 return self._steady  # as most steps are
-            plan = Plan(keeps, moves, (), (), (), (), num_continuing, num_continuing)
+            plan = Plan(keeps, moves, (), (), (), (), num_continuing, num_continuing, has_tops=has_tops)
             self._steady = None if keeps or moves else plan
             return plan
         copies: list[Copy] = []
@@ -193,12 +206,16 @@ class Scheduler:
             len(self.rows),
             num_reused,
             sum(len(join.samples) for join in joins if join.branch_slots),
+            self._num_with_top > 0,
         )
 
-    def update(self, plan: Plan, token_ids: Many[int], logprobs: Many[float], picks: Many[Pick] = ()) -> list[Event]:
-        """Takes one token for each row of the plan: those of `picks` for the last rows. The end-of-document token finishes a candidate and is
-        not given out."""
+    def update(
+        self, plan: Plan, token_ids: Many[int], logprobs: Many[float], picks: Many[Pick] = (), tops: Tops = NO_TOPS
+    ) -> list[Event]:
+        """Takes one token for each row of the plan: those of `picks` for the last rows. A token that ends a candidate is not given out.
+        `tops` are the likeliest tokens by row, told before the token itself."""
         events: list[Event] = [StartEvent(request_id) for request_id in plan.started]
+        events += (TopEvent(self.rows[row].request_id, self.rows[row].sample, top) for row, top in tops.items())
         finished: list[int] = []
         for row, (sequence, token_id, logprob) in enumerate(zip(self.rows, token_ids, logprobs, strict=False)):
             if self._take(sequence, token_id, logprob, events):
@@ -212,15 +229,14 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, token_id: int, logprob: float, events: list[Event]) -> bool:
         """Whether the candidate is done with its row."""
-        is_end = self._is_end(token_id, sequence.request)
         if sequence.drawn is not None:
-            if is_end:
+            if token_id in sequence.end_ids:
                 sequence.drawn.end_logprob = logprob
             else:
                 sequence.drawn.token_ids.append(token_id)
                 sequence.drawn.logprobs.append(logprob)
-        if is_end:
-            events.append(FinishEvent(sequence.request_id, sequence.sample, "stop", logprob))
+        if token_id in sequence.end_ids:
+            events.append(FinishEvent(sequence.request_id, sequence.sample, "stop", logprob, token_id))
             return True
         events.append(TokenEvent(sequence.request_id, sequence.sample, token_id, logprob))
         sequence.num_left -= 1
@@ -228,9 +244,6 @@ class Scheduler:
             events.append(FinishEvent(sequence.request_id, sequence.sample, "length"))
             return True
         return False
-
-    def _is_end(self, token_id: int, request: GenerationRequest) -> bool:
-        return token_id == self._end_id or (token_id in request.end_ids and not request.ignore_end)
 
     def _take_pick(self, sequence: Sequence, pick: Pick, events: list[Event]) -> bool:
         branch = sequence.request.branches[pick.branch]
@@ -240,7 +253,7 @@ class Scheduler:
             events.append(TokenEvent(sequence.request_id, sequence.sample, token_id, logprob))
         # A token that ends where typing ended is none of the new ones.
         sequence.num_left += (pick.token_id in branch.spelled_ids) - branch.num_new
-        if sequence.request.remember and not self._is_end(pick.token_id, sequence.request):
+        if sequence.request.remember and pick.token_id not in sequence.end_ids:
             given = [*sequence.request.prompt_ids, *branch.path_ids]
             sequence.drawn = Drawn(_key_of(sequence.request, sequence.sample), given, len(given) + 1, [])
         if self._take(
@@ -290,7 +303,7 @@ class Scheduler:
         self._moves.clear()
         self._keeps.clear()
         self._resuming.clear()
-        self._num_promised = 0
+        self._num_promised = self._num_with_top = 0
         self._reading.clear()
         self._joining.clear()
         self.prompts.forget()
@@ -398,7 +411,11 @@ class Scheduler:
         if entry.resumed is not None:
             self.rows.append(entry.resumed)
         else:
-            self.rows += (Sequence(entry.request_id, sample, request.max_new_tokens, request) for sample in samples)
+            end_ids = () if request.forced_ids else (self._end_id, *request.end_ids)
+            self.rows += (
+                Sequence(entry.request_id, sample, request.max_new_tokens, request, None, end_ids) for sample in samples
+            )
+        self._num_with_top += len(samples) * (request.num_top > 0)
         slots = (entry.prompt.slot, *(prompt.slot for prompt in entry.branches)) if request.branches else ()
         return Join(request, entry.prompt.slot, first_row, samples, slots)
 
@@ -413,6 +430,7 @@ class Scheduler:
             drawn = self.rows[row].drawn
             if drawn is not None and (slot := self.prompts.keep(drawn, self.rows[row].request.salt)) is not None:
                 self._keeps.append(Copy(row, slot, len(drawn.token_ids) - 1))
+            self._num_with_top -= self.rows[row].request.num_top > 0
             last = self.rows.pop()
             if row < len(self.rows):
                 self.rows[row] = last
@@ -430,4 +448,4 @@ def _stretch(prompt: Prompt, budget: int) -> Stretch:
 
 def _key_of(request: GenerationRequest, sample: int) -> Hashable:
     """All that a draw depends on, but for the tokens before it."""
-    return (request.salt, request.sampling, request.bias, request.ignore_end, request.end_ids, sample)
+    return (request.salt, request.sampling, request.bias, request.end_ids, request.ignore_end, sample)

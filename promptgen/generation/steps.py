@@ -48,6 +48,7 @@ class Steps(Protocol):
     """A model over a Memory. Not thread-safe: one engine thread owns it."""
 
     precision: Precision
+    cache_type: str  # of the keys and values it writes and reads: float32 or bfloat16
     description: str  # for people: implementation, precision, threads
 
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:

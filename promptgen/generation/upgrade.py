@@ -134,8 +134,9 @@ class Upgrade:
         return precisions
 
     def _threads(self) -> list[int]:
+        """Numbers to choose from; one thread is always among what a step may take."""
         most = usable_threads(self.settings.threads)
-        return [most] if self.settings.threads else sorted({1, (most + 1) // 2, most})
+        return [most] if self.settings.threads else sorted({min(most, max(2, (most + 1) // 2)), most})
 
     def _check(self, make: Callable[[Memory, Precision, int], Steps], choice: Choice) -> None:
         """Raises KernelsUnavailable if the kernels do not compute what torch does (float32), or not numbers."""

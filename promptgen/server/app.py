@@ -11,6 +11,7 @@ from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.server import chat, docs_page, guards, handlers, metrics, pages, text_routes
 from promptgen.server.body import defer_expectation
+from promptgen.server.openai import routes as openai
 
 if TYPE_CHECKING:
     from promptgen.server.tracing import Tracer
@@ -48,6 +49,7 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
         ("GET", "/docs", docs.page),
         ("GET", "/docs/rapidoc-min.js", docs.viewer),
         *pages.routes(),
+        *openai.ROUTES,
     )
     # The methods of a path stand side by side, so that they are one resource, and a preflight knows them all.
     for method, path, handler in sorted(routes, key=lambda route: route[1]):

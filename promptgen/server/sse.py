@@ -47,14 +47,14 @@ async def stream_answer(
     """Sends the answer as events. The first delta is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
     model = engine.info.name if engine.info else ""
     writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter(), request[OUTCOME])
-    response = _new_response(request)
+    response = new_response(request)
     async with contextlib.aclosing(_events(engine, writer, body.timeout_s(timeout_s))) as events:
         first = await anext(events)
         try:
             await response.prepare(request)
-            await _send(request, response, first)
+            await send(request, response, first)
             async for event in events:
-                await _send(request, response, event)
+                await send(request, response, event)
         except ConnectionResetError:
             writer.outcome.left = True
             _log.info("the reader of a stream left", extra={"request_id": request[ID]})
@@ -85,18 +85,18 @@ async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> Asy
             _log.exception("a stream failed")
             yield writer.fault(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
         finally:
-            await _settle(pending)
+            await settle(pending)
     yield _DONE
 
 
-async def _settle(pending: asyncio.Future[Delta | None]) -> None:
+async def settle(pending: asyncio.Future[Any]) -> None:
     """The generator may only be closed when nothing awaits it any more."""
     pending.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await pending
 
 
-def _new_response(request: web.Request) -> web.StreamResponse:
+def new_response(request: web.Request) -> web.StreamResponse:
     return web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream",
@@ -108,7 +108,7 @@ def _new_response(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+async def send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
     """Raises ConnectionResetError, and cuts the connection, when the reader takes nothing for too long."""
     try:
         async with asyncio.timeout(STALLED_READER_S):
@@ -186,14 +186,14 @@ class _Writer:
 
 async def send_events(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
     """Sends what `events` gives. The first is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
-    response = _new_response(request)
+    response = new_response(request)
     async with contextlib.aclosing(events):
         first = await anext(events)
         try:
             await response.prepare(request)
-            await _send(request, response, first)
+            await send(request, response, first)
             async for event in events:
-                await _send(request, response, event)
+                await send(request, response, event)
         except ConnectionResetError:
             request[OUTCOME].left = True
             _log.info("the reader of a stream left", extra={"request_id": request[ID]})

@@ -336,7 +336,11 @@ def test_end_token_ends_a_candidate_and_is_not_given_out(small: Path) -> None:
 def test_end_token_drawn_first_gives_an_empty_candidate(small: Path) -> None:
     first = run_all(new_engine(small, end_id=NEVER), [GenerationRequest((4, 5), 1, 1, GREEDY)]).token_ids[0, 0][0]
     collected = run_all(new_engine(small, end_id=first), [GenerationRequest((4, 5), 2, 10, GREEDY)])
-    assert collected.events == [StartEvent(0), FinishEvent(0, 0, "stop"), FinishEvent(0, 1, "stop")]
+    assert collected.events == [
+        StartEvent(0),
+        FinishEvent(0, 0, "stop", 0.0, first),
+        FinishEvent(0, 1, "stop", 0.0, first),
+    ]
 
 
 def test_further_end_ids_end_the_candidates_of_their_request_alone(small: Path) -> None:
@@ -345,12 +349,14 @@ def test_further_end_ids_end_the_candidates_of_their_request_alone(small: Path) 
     endless = run_all(new_engine(small, end_id=NEVER), [plain])
     ids = endless.token_ids[0, 0]
     end = next(token_id for index, token_id in enumerate(ids) if index >= 3 and token_id not in ids[:index])
-    ending = replace(plain, end_ids=(end, SMALL[3] + 1))
+    ending = replace(plain, end_ids=(end,))
     requests = [ending, plain, replace(ending, ignore_end=True)]
     collected = run_all(new_engine(small, end_id=NEVER), requests)
     assert collected.token_ids[0, 0] == ids[: ids.index(end)]
     assert collected.reasons[0, 0] == "stop"
-    assert collected.token_ids[1, 0] == collected.token_ids[2, 0] == ids
+    assert collected.token_ids[1, 0] == ids
+    assert collected.reasons[2, 0] == "length"
+    assert end not in collected.token_ids[2, 0]
     (finish,) = [e for e in collected.events if isinstance(e, FinishEvent) and (e.request_id, e.sample) == (0, 0)]
     assert finish.logprob == pytest.approx(endless.logprobs[0, 0][ids.index(end)], abs=1e-4)
 

@@ -42,7 +42,7 @@ PRECISIONS: list[Precision] = ["float32", "bfloat16", "int8"]
 ALLOWED = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.05}  # largest error over the largest logit
 
 
-def steps_of(kernels: Kernels, memory: Memory, precision: Precision, num_threads: int = 1) -> Steps:
+def steps_of(kernels: Kernels, memory: Memory, precision: Precision, num_threads: int = 1) -> NativeGpt2:
     if precision not in kernels.precisions:
         pytest.skip(f"this machine does not compute {precision}")
     return NativeGpt2(kernels, memory, random_weights(memory.shape, scale=0.1), precision, num_threads)
@@ -98,14 +98,27 @@ def test_a_row_has_the_same_bits_in_any_company_and_on_any_threads(
         steps.forward(0, PromptTokens.of([*company, (slot, 0, prompt, True)]))
         memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))
         own = num_rows // 2
-        seen = [memory.logits[slot, :size].copy()]
+        seen, threads_used = [memory.logits[slot, :size].copy()], set()
         for _ in range(8):
             memory.rows["position"][:num_rows] += 1
             memory.rows["token_id"][:num_rows] = np.random.default_rng(num_rows).integers(0, size, num_rows)
             memory.rows["token_id"][own] = rng.integers(0, size, 1)[0]
             steps.forward(num_rows, PromptTokens.of([(slot + 2, 0, (1, 2, 3), False)]))
             seen.append(memory.logits[own, :size].copy())
+            threads_used.add(steps.num_threads_used)
         assert np.array_equal(np.stack(seen), wanted)
+        assert threads_used == {1, num_threads}  # both ways are tried
+
+
+def test_threads_that_have_no_core_are_not_waited_for(kernels: Kernels) -> None:
+    memory = new_memory(SHAPES["heads of 64"])
+    steps = steps_of(kernels, memory, "float32", 4 * (os.cpu_count() or 1))
+    used = []
+    for _ in range(300):
+        steps.forward(3, NOTHING_TO_READ)
+        used.append(steps.num_threads_used)
+    assert max(used) > 1
+    assert used[-200:].count(1) > 150
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -297,10 +310,13 @@ def test_no_threads_is_told_and_the_process_lives(kernels: Kernels) -> None:
     assert done.stdout.startswith("told: there is no memory"), done.stderr
 
 
-def test_another_precision_takes_over_when_nothing_runs_and_what_was_read_is_forgotten(kernels: Kernels) -> None:
+@pytest.mark.parametrize("before", ["float32", "bfloat16"])  # torch keeps keys and values in float32 in both
+def test_another_precision_or_cache_type_takes_over_when_nothing_runs_and_what_was_read_is_forgotten(
+    kernels: Kernels, before: Precision
+) -> None:
     shape = SHAPES["heads of 64"]
     memory = new_memory(shape)
-    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1)), max_queue=9)
+    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1), before), max_queue=9)
     request = GenerationRequest((5, 6, 7), 2, 6, Sampling(seed=1))
     engine.add(0, request)
     engine.step()

@@ -152,7 +152,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.finished.add(key)
                 del self.left[key]
                 expected.append(
-                    FinishEvent(*key, "stop", -float(row)) if token_id == END else FinishEvent(*key, "length")
+                    FinishEvent(*key, "stop", -float(row), END) if token_id == END else FinishEvent(*key, "length")
                 )
         return expected
 

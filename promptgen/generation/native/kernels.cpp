@@ -5,17 +5,20 @@
 // does not depend on what else is in the pass: sums run over the same indices in the same order whatever M is, so the result
 // is the same to the last bit alone or in any company.
 //
-// Linear layers are packed into panels of 64 columns. Precisions: f32; bf16 (weights only, sums in f32); int8 (weights with a scale for each
-// column, activations quantized for each row as they come; needs AVX-512 VNNI). Threads divide columns, heads or rows between them and
+// Linear layers are packed into panels of 64 columns. Precisions: f32; bf16 (sums in f32; activations are rounded too where AVX512-BF16 multiplies
+// them); int8 (weights with a scale for each column, activations quantized for each row as they come; needs AVX-512 VNNI). Threads divide columns, heads or rows between them and
 // meet at spinning barriers: a barrier costs a fraction of a microsecond, a pass of a small model some tens.
 //
 // Compiled by native/compiler.py for the machine at hand; called by native/model.py through a C interface. Source of the mathematics:
 // Radford et al. 2019 (pre-norm blocks), in the form of transformers' GPT2LMHeadModel.
 
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -46,6 +49,7 @@ constexpr int kRows = 1;
 
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint32_t BitVec __attribute__((vector_size(64)));
 typedef uint16_t HalfVec __attribute__((vector_size(32)));
 typedef uint8_t ByteVec __attribute__((vector_size(16)));
 
@@ -55,7 +59,31 @@ Vec load(const float* p) {
   return v;
 }
 void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// bfloat16: the upper half of a float.
+struct Bfloat {
+  uint16_t bits;
+};
+Vec load(const Bfloat* p) {
+  HalfVec half;
+  std::memcpy(&half, p, sizeof half);
+  const BitVec wide = __builtin_convertvector(half, BitVec) << 16;
+  Vec v;
+  std::memcpy(&v, &wide, sizeof v);
+  return v;
+}
+void store(Bfloat* p, Vec v) {
+  BitVec bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  const HalfVec half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, HalfVec);  // to nearest, ties to even
+  std::memcpy(p, &half, sizeof half);
+}
 Vec broadcast(float x) { return x - Vec{}; }
+Bfloat to_bfloat(float x) {
+  Bfloat all[kLanes];
+  store(all, broadcast(x));
+  return all[0];
+}
 
 // By halves: the same tree on every machine.
 float sum(Vec v) {
@@ -104,6 +132,13 @@ Vec gelu(Vec x) {
   return x / (1.0f + exponential(-2.0f * u));
 }
 
+// Asks for a line of 64 bytes that will be read soon. The address need not exist.
+void prefetch(const void* p) {
+#if defined(__x86_64__)
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+#endif
+}
+
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -112,14 +147,14 @@ void pause() {
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 
-// A team that runs one function at a time on all its threads; the caller is thread 0. Between jobs the others spin for a moment (the next
-// step usually comes at once), then sleep.
+// A team that runs one function at a time, on all its threads or on the caller's alone; the caller is thread 0. Between jobs the others spin for a
+// moment (the next step usually comes at once), then sleep.
 class Team {
  public:
   // Throws std::system_error if the system gives no more threads.
-  explicit Team(int size) : size_(size) {
+  explicit Team(int most) : most_(most) {
     try {
-      for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
+      for (int index = 1; index < most; ++index) threads_.emplace_back([this, index] { serve(index); });
     } catch (...) {
       end();
       throw;
@@ -128,7 +163,9 @@ class Team {
   ~Team() { end(); }
 
   template <class Job>
-  void run(Job& job) {
+  void run(Job& job, bool is_together = true) {
+    size_ = is_together ? most_ : 1;
+    if (size_ == 1) return job(0);
     job_ = [](void* context, int index) { (*static_cast<Job*>(context))(index); };
     context_ = &job;
     epoch_.fetch_add(1, std::memory_order_seq_cst);  // before the look at sleepers_, as a sleeper looks the other way round
@@ -151,7 +188,8 @@ class Team {
     }
   }
 
-  int size() const { return size_; }
+  int most() const { return most_; }  // threads there are
+  int size() const { return size_; }  // threads that run the job
 
  private:
   void end() {
@@ -183,7 +221,8 @@ class Team {
     }
   }
 
-  const int size_;
+  const int most_;
+  int size_ = 1;
   std::vector<std::thread> threads_;
   void (*job_)(void*, int) = nullptr;
   void* context_ = nullptr;
@@ -192,6 +231,51 @@ class Team {
   alignas(64) std::atomic<int> sleepers_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+// Whether passes of about one size go faster on all threads (together) or on one (alone). Together is fast as long as every thread has a core: one that a
+// neighbour keeps off its core is waited for at every barrier, and a pass takes many times as long. The way in use is kept while it is the faster; the other
+// one is tried now and then, as often as what is lost by it stays a small share of the time.
+class Pace {
+ public:
+  bool is_together() const { return is_trial_ != is_together_; }
+
+  void took(double seconds) {
+    const bool was_together = is_together();
+    const double steady = std::min(seconds, last_);  // one slow pass is an accident, two are a state
+    last_ = is_trial_ ? kUnknown : seconds;
+    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) - expected_[!was_together]);
+    lost_ = std::clamp(lost_ - kShareLost * seconds, 0.0, kMostLost);
+    ++passes_;
+    if (is_trial_) return judge(was_together, seconds);
+    expected_[was_together] += (steady - expected_[was_together]) / kMemory;
+    if (was_together && expected_[true] > expected_[false]) is_together_ = false, passes_ = 0;
+    if (passes_ >= kPause && lost_ == 0) is_trial_ = true, passes_ = 0;
+  }
+
+ private:
+  // A trial is the median of three passes (sleeping threads have to wake), or one that is far too slow.
+  void judge(bool was_together, double seconds) {
+    trial_[passes_ - 1] = seconds;
+    if (passes_ < 3 && seconds < 4 * expected_[!was_together]) return;
+    std::sort(trial_, trial_ + passes_);
+    expected_[was_together] = trial_[passes_ / 2];
+    if (expected_[was_together] < expected_[!was_together]) is_together_ = was_together;
+    is_trial_ = expected_[!was_together] == kUnknown;  // the first passes of all: both ways
+    passes_ = 0;
+  }
+
+  static constexpr double kMemory = 8;                           // passes that an expectation looks back
+  static constexpr double kShareLost = 0.005, kMostLost = 0.01;  // of the time; seconds: the next trial is two seconds of passes away at most
+  static constexpr int kPause = 16;                              // passes between trials, at least
+  static constexpr double kUnknown = std::numeric_limits<double>::infinity();
+
+  double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
+  double last_ = kUnknown, trial_[3] = {};
+  double lost_ = 0;           // seconds that the other way would have saved, less what is forgiven
+  bool is_together_ = false;  // the way in use
+  bool is_trial_ = true;      // of the other way
+  int passes_ = 0;
 };
 
 struct Share {
@@ -219,26 +303,64 @@ Buffer<T> buffer(int64_t count) {
 // ---- linear layers --------------------------------------------------------------------------------------------------
 
 enum Precision { kFloat = 0, kBfloat = 1, kInt8 = 2 };
+#if defined(__AVX512BF16__)
+constexpr bool kHasBfloatProducts = true;
+#else
+constexpr bool kHasBfloatProducts = false;
+#endif
 
-uint16_t to_bfloat(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-}
+// Whether activations are multiplied in another form than floats.
+constexpr bool lowers_activations(Precision precision) { return precision == kInt8 || (precision == kBfloat && kHasBfloatProducts); }
 
-Vec from_bfloat(const uint16_t* p) {
-  HalfVec half;
-  std::memcpy(&half, p, sizeof half);
-  IntVec wide = __builtin_convertvector(half, IntVec) << 16;
-  Vec v;
-  std::memcpy(&v, &wide, sizeof v);
-  return v;
-}
+// Where packed weights lie: a few large blocks, zero at first, in huge pages where the system has them (reading them once a step is half as fast
+// again: fewer page tables to walk). Given back together.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const Block& block : blocks_) munmap(block.at, block.bytes);
+  }
 
-// Rows of activations: floats, and for int8 their quantized form with a scale for each row.
+  template <class T>
+  T* take(int64_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    if (bytes > left_) add(std::max(bytes, kBlockBytes));
+    char* taken = next_;
+    next_ += bytes, left_ -= bytes;
+    return reinterpret_cast<T*>(taken);
+  }
+
+ private:
+  struct Block {
+    void* at;
+    size_t bytes;
+  };
+  static constexpr size_t kHugePage = 2 << 20, kBlockBytes = 32 << 20;
+
+  void add(size_t bytes) {
+    const Block block{mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), bytes + kHugePage};
+    if (block.at == MAP_FAILED) throw std::bad_alloc();
+    blocks_.push_back(block);
+    next_ = static_cast<char*>(block.at) + (-reinterpret_cast<uintptr_t>(block.at) & (kHugePage - 1));
+    left_ = bytes;
+#if defined(MADV_HUGEPAGE)
+    madvise(next_, left_, MADV_HUGEPAGE);
+#endif
+  }
+
+  std::vector<Block> blocks_;
+  char* next_ = nullptr;
+  size_t left_ = 0;
+};
+
+// Rows of activations: floats, and their lower form: rounded, or quantized with a scale for each row.
 struct Activations {
+  Precision precision = kFloat;
   int64_t width = 0, capacity = 0;
   Buffer<float> floats;
+  Buffer<Bfloat> halves;
   Buffer<uint8_t> bytes;  // quantized value + 128
   Buffer<float> scales;
 
@@ -246,12 +368,18 @@ struct Activations {
     if (rows <= capacity && new_width <= width) return;
     capacity = rows, width = new_width;
     floats = buffer<float>(rows * width);
-    bytes = buffer<uint8_t>(rows * width);
-    scales = buffer<float>(rows);
+    if (precision == kBfloat) halves = buffer<Bfloat>(rows * width);
+    if (precision == kInt8) bytes = buffer<uint8_t>(rows * width), scales = buffer<float>(rows);
   }
   float* row(int64_t r) { return floats.get() + r * width; }
   const float* row(int64_t r) const { return floats.get() + r * width; }
 
+  void lower(int64_t r) {
+    if (precision == kInt8) return quantize(r);
+    for (int64_t k = 0; k < width; k += kLanes) store(halves.get() + r * width + k, load(row(r) + k));
+  }
+
+ private:
   void quantize(int64_t r) {
     const float* x = row(r);
     Vec most{};
@@ -272,21 +400,46 @@ struct Activations {
   }
 };
 
+// In each of 16 lanes: sum + the products of four unsigned and four signed bytes, or of two and two bfloats. As instructions and not as the intrinsic
+// functions, which GCC 12 surrounds with copies of the sums.
+#if defined(__AVX512VNNI__)
+IntVec add_products(IntVec sum, IntVec unsigned_bytes, IntVec signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+  return sum;
+}
+#endif
+#if defined(__AVX512BF16__)
+Vec add_products(Vec sum, IntVec pairs, IntVec other_pairs) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pairs), "v"(other_pairs));
+  return sum;
+}
+#endif
+
+IntVec load_bits(const void* p) {
+  IntVec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+IntVec broadcast_bits(const void* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return bits - IntVec{};
+}
+
 // y = x W + b. W comes as [in, out] (GPT-2's Conv1D) or, for the head, as [out, in].
+//
+// A panel is stored in the order in which it is read: *steps* along k of 256 bytes, a k of 64 columns in f32, two k in bf16, four in int8, those of
+// a column side by side as the processor multiplies them.
 class Linear {
  public:
-  void pack(Precision precision, const float* weight, const float* bias, int64_t in, int64_t out, bool is_transposed, Team& team) {
+  void pack(
+      Precision precision, const float* weight, const float* bias, int64_t in, int64_t out, bool is_transposed, Team& team, Arena& arena) {
     precision_ = precision, in_ = in, panels_ = (out + kPanel - 1) / kPanel;
-    bias_ = buffer<float>(panels_ * kPanel);
-    if (bias) std::memcpy(bias_.get(), bias, out * sizeof(float));
-    const int64_t size = panels_ * kPanel * in;
-    if (precision == kFloat) floats_ = buffer<float>(size);
-    if (precision == kBfloat) halves_ = buffer<uint16_t>(size);
-    if (precision == kInt8) {
-      bytes_ = buffer<int8_t>(size);
-      scales_ = buffer<float>(panels_ * kPanel);
-      offsets_ = buffer<int32_t>(panels_ * kPanel);
-    }
+    depth_ = precision == kFloat ? 1 : precision == kBfloat ? 2 : 4;
+    weights_ = arena.take<char>(panels_ * panel_bytes());
+    bias_ = arena.take<float>(panels_ * kPanel);
+    if (bias) std::memcpy(bias_, bias, out * sizeof(float));
+    if (precision == kInt8) scales_ = arena.take<float>(panels_ * kPanel), offsets_ = arena.take<int32_t>(panels_ * kPanel);
     auto job = [&](int index) {
       const Share mine = share(panels_, index, team.size());
       for (int64_t n = mine.begin * kPanel; n < std::min(mine.end * kPanel, out); ++n)
@@ -303,25 +456,46 @@ class Linear {
     for (int64_t panel = mine.begin; panel < mine.end; ++panel)
       for (int64_t group = 0; group < num_groups; ++group) {
         const Share rows = share(num_rows, group, num_groups);  // of nearly equal size
-        with_rows<kRows>(rows.end - rows.begin, x, rows.begin, panel, take);
+        with_rows<kRows>(rows.end - rows.begin, x, rows.begin, panel, ahead(panel + 1, group, num_groups), take);
       }
   }
 
  private:
+  // What a group of rows fetches while it multiplies: its share of the next panel. The weights of a panel come from memory for the first group, which
+  // would wait for them, and from the cache for the others, which would leave memory idle. A single group leaves it to the processor's
+  // own prefetching, which is better at that.
+  struct Ahead {
+    const char* next;
+    int64_t lines;  // of 64 bytes, for each step along k
+
+    void fetch() {
+      for (int64_t line = 0; line < lines; ++line) prefetch(next + 64 * line);
+      next += 64 * lines;
+    }
+  };
+
+  Ahead ahead(int64_t panel, int64_t group, int64_t num_groups) const {
+    const int64_t lines = num_groups == 1 ? 0 : num_groups < kVectors ? 2 : 1;
+    return {weights_ + panel * panel_bytes() + group * (in_ / depth_) * 64 * lines, lines};
+  }
+
+  int64_t panel_bytes() const { return in_ / depth_ * kStepBytes; }
+
   void pack_column(int64_t n, const float* column, int64_t stride) {
     const int64_t panel = n / kPanel, lane = n % kPanel;
+    auto place = [&](int64_t k) { return ((panel * in_ + k) / depth_ * kPanel + lane) * depth_ + k % depth_; };
     if (precision_ == kFloat)
-      for (int64_t k = 0; k < in_; ++k) floats_[(panel * in_ + k) * kPanel + lane] = column[k * stride];
+      for (int64_t k = 0; k < in_; ++k) reinterpret_cast<float*>(weights_)[place(k)] = column[k * stride];
     if (precision_ == kBfloat)
-      for (int64_t k = 0; k < in_; ++k) halves_[(panel * in_ + k) * kPanel + lane] = to_bfloat(column[k * stride]);
+      for (int64_t k = 0; k < in_; ++k) reinterpret_cast<Bfloat*>(weights_)[place(k)] = to_bfloat(column[k * stride]);
     if (precision_ == kInt8) {
       float peak = 0;
       for (int64_t k = 0; k < in_; ++k) peak = std::max(peak, std::fabs(column[k * stride]));
       const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
       int32_t total = 0;
-      for (int64_t k = 0; k < in_; ++k) {  // four consecutive k of a column lie together, as VNNI multiplies them
+      for (int64_t k = 0; k < in_; ++k) {
         const auto q = static_cast<int8_t>(std::lrintf(column[k * stride] * inverse));
-        bytes_[((panel * (in_ / 4) + k / 4) * kPanel + lane) * 4 + k % 4] = q;
+        reinterpret_cast<int8_t*>(weights_)[place(k)] = q;
         total += q;
       }
       scales_[n] = peak / 127.0f;
@@ -330,77 +504,98 @@ class Linear {
   }
 
   template <int R, class Take>
-  void with_rows(int64_t count, const Activations& x, int64_t first, int64_t panel, Take& take) const {
+  void with_rows(int64_t count, const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
     if constexpr (R > 1)
-      if (count < R) return with_rows<R - 1>(count, x, first, panel, take);
-    if (precision_ == kInt8) return multiply_bytes<R>(x, first, panel, take);
-    Vec sums[R][kVectors];
-    const float* bias = bias_.get() + panel * kPanel;
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) sums[r][j] = load(bias + j * kLanes);
-    const float* row = x.row(first);
-    if (precision_ == kFloat) {
-      const float* w = floats_.get() + panel * in_ * kPanel;
-      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return load(w + k * kPanel + j * kLanes); });
-    } else {
-      const uint16_t* w = halves_.get() + panel * in_ * kPanel;
-      accumulate<R>(sums, row, x.width, [w](int64_t k, int j) { return from_bfloat(w + k * kPanel + j * kLanes); });
-    }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums[r][j]);
+      if (count < R) return with_rows<R - 1>(count, x, first, panel, ahead, take);
+    if (precision_ == kFloat) multiply_floats<R>(x, first, panel, ahead, take);
+    if (precision_ == kBfloat) multiply_halves<R>(x, first, panel, ahead, take);
+    if (precision_ == kInt8) multiply_bytes<R>(x, first, panel, ahead, take);
   }
 
-  template <int R, class Weight>
-  void accumulate(Vec (&sums)[R][kVectors], const float* row, int64_t stride, Weight weight) const {
-    Vec s[R][kVectors];
-    std::memcpy(s, sums, sizeof s);
-    for (int64_t k = 0; k < in_; ++k) {
-      Vec w[kVectors];
-      for (int j = 0; j < kVectors; ++j) w[j] = weight(k, j);
+  // The sums of a panel for R rows, from the bias (or offset) on.
+  template <int R, class V>
+  struct Sums {
+    V at[R][kVectors];
+
+    template <class T>
+    explicit Sums(const T* start) {
       for (int r = 0; r < R; ++r)
-        for (int j = 0; j < kVectors; ++j) s[r][j] += w[j] * row[r * stride + k];
+        for (int j = 0; j < kVectors; ++j) std::memcpy(&at[r][j], start + j * kLanes, sizeof(V));
     }
-    std::memcpy(sums, s, sizeof s);
+  };
+
+  template <int R, class Take>
+  void multiply_floats(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
+    const char* w = weights_ + panel * panel_bytes();
+    const float* row = x.row(first);
+    Sums<R, Vec> sums(bias_ + panel * kPanel);
+    for (int64_t k = 0; k < in_; ++k, w += kStepBytes) {
+      Vec column[kVectors];
+      for (int j = 0; j < kVectors; ++j) column[j] = load(reinterpret_cast<const float*>(w) + j * kLanes);
+      ahead.fetch();
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < kVectors; ++j) sums.at[r][j] += column[j] * row[r * x.width + k];
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums.at[r][j]);
   }
 
   template <int R, class Take>
-  void multiply_bytes(const Activations& x, int64_t first, int64_t panel, Take& take) const {
-#if defined(__AVX512VNNI__)
-    const int8_t* w = bytes_.get() + panel * in_ * kPanel;
-    const uint8_t* rows = x.bytes.get() + first * x.width;
-    __m512i sums[R][kVectors];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_load_si512(offsets_.get() + panel * kPanel + j * kLanes);
-    for (int64_t k = 0; k < in_; k += 4, w += 4 * kPanel) {
-      __m512i column[kVectors];
-      for (int j = 0; j < kVectors; ++j) column[j] = _mm512_load_si512(w + 64 * j);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 64), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 128), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + 192), _MM_HINT_T0);
+  void multiply_halves(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
+    const char* w = weights_ + panel * panel_bytes();
+    Sums<R, Vec> sums(bias_ + panel * kPanel);
+    for (int64_t k = 0; k < in_; k += 2, w += kStepBytes) {
+      IntVec pairs[kVectors];
+      for (int j = 0; j < kVectors; ++j) pairs[j] = load_bits(w + 64 * j);
+      ahead.fetch();
+#if defined(__AVX512BF16__)
       for (int r = 0; r < R; ++r) {
-        int32_t four;
-        std::memcpy(&four, rows + r * x.width + k, 4);
-        const __m512i activation = _mm512_set1_epi32(four);
-        for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_dpbusd_epi32(sums[r][j], activation, column[j]);
+        const IntVec pair = broadcast_bits(x.halves.get() + (first + r) * x.width + k);
+        for (int j = 0; j < kVectors; ++j) sums.at[r][j] = add_products(sums.at[r][j], pair, pairs[j]);
+      }
+#else
+      for (int odd = 0; odd < 2; ++odd)
+        for (int j = 0; j < kVectors; ++j) {
+          const IntVec bits = odd ? pairs[j] & static_cast<int32_t>(0xffff0000) : pairs[j] << 16;
+          Vec column;
+          std::memcpy(&column, &bits, sizeof column);
+          for (int r = 0; r < R; ++r) sums.at[r][j] += column * x.row(first + r)[k + odd];
+        }
+#endif
+    }
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < kVectors; ++j) take(first + r, panel * kPanel + j * kLanes, sums.at[r][j]);
+  }
+
+  template <int R, class Take>
+  void multiply_bytes(const Activations& x, int64_t first, int64_t panel, Ahead ahead, Take& take) const {
+#if defined(__AVX512VNNI__)
+    const char* w = weights_ + panel * panel_bytes();
+    Sums<R, IntVec> sums(offsets_ + panel * kPanel);
+    for (int64_t k = 0; k < in_; k += 4, w += kStepBytes) {
+      IntVec column[kVectors];
+      for (int j = 0; j < kVectors; ++j) column[j] = load_bits(w + 64 * j);
+      ahead.fetch();
+      for (int r = 0; r < R; ++r) {
+        const IntVec four = broadcast_bits(x.bytes.get() + (first + r) * x.width + k);
+        for (int j = 0; j < kVectors; ++j) sums.at[r][j] = add_products(sums.at[r][j], four, column[j]);
       }
     }
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < kVectors; ++j) {
         const int64_t n = panel * kPanel + j * kLanes;
-        const Vec exact = __builtin_convertvector((IntVec)sums[r][j], Vec);
-        take(first + r, n, exact * (load(scales_.get() + n) * x.scales[first + r]) + load(bias_.get() + n));
+        const Vec exact = __builtin_convertvector(sums.at[r][j], Vec);
+        take(first + r, n, exact * (load(scales_ + n) * x.scales[first + r]) + load(bias_ + n));
       }
 #endif
   }
 
-  static constexpr int kPrefetch = 2048;  // bytes ahead
+  static constexpr int64_t kStepBytes = 64 * kVectors;
   Precision precision_ = kFloat;
-  int64_t in_ = 0, panels_ = 0;
-  Buffer<float> bias_, floats_, scales_;
-  Buffer<uint16_t> halves_;
-  Buffer<int8_t> bytes_;
-  Buffer<int32_t> offsets_;
+  int64_t in_ = 0, panels_ = 0, depth_ = 1;
+  char* weights_ = nullptr;
+  float *bias_ = nullptr, *scales_ = nullptr;
+  int32_t* offsets_ = nullptr;
 };
 
 }  // namespace
@@ -414,7 +609,8 @@ struct Shape {
   float epsilon;
 };
 
-// The slots of all sequences: keys and values are [layers, slots, heads, window, head_dim].
+// The slots of all sequences: keys and values are [layers, slots, heads, window, head_dim]. In precisions below f32 they are kept in bfloat16, which fills
+// the front half of each [window, head_dim]: half as much to read in every step, and whoever copies positions need not know.
 struct Cache {
   float *keys, *values;
   int64_t slots;
@@ -425,12 +621,14 @@ struct Row {
   int64_t token_id;   // fed next
   int64_t position;   // where it stands
   uint64_t key;       // of its noise
-  int64_t end_from;   // the first position where the end-of-document token may stand
+  int64_t end_from;   // the first position where a token that ends it may stand
   float temperature;  // never 0
   float top_p;        // 1 when off
   float penalty;      // 1 when off
+  float presence, frequency;  // 0 when off
   int32_t top_k;      // never 0: the vocabulary when off
-  uint8_t is_greedy, wants_logprob, has_bias, is_forced;
+  int32_t end_ids[4];  // further tokens that end it, -1 for none
+  uint8_t is_greedy, wants_logprob, has_bias, is_forced, keeps_seen, num_top;
 };
 
 // What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
@@ -452,7 +650,7 @@ struct Draw {
   const float* logits;
   int64_t logits_stride;
   const float* bias;  // [vocabulary], -inf for what is never drawn
-  uint8_t* seen;      // [rows, vocabulary], kept up for rows with a penalty
+  uint8_t* seen;      // [rows, vocabulary]: 128 in the prompt, and how often it was drawn; kept up for rows with a penalty
   const float* row_bias;   // [rows, vocabulary], for rows that have one
   const int32_t* forced;   // [rows, window]: the token to stand at each position, for rows that are forced
   int64_t window, end_id;
@@ -521,6 +719,7 @@ struct DrawBuffers {
 };
 
 constexpr int32_t kChunk = 64;
+constexpr int kMaxCount = 127;  // of how often a token was drawn
 
 // values = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf), and the peak of each chunk.
 void allow(const float* logits, const float* bias, int32_t count, DrawBuffers& own) {
@@ -599,11 +798,19 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   if (row.has_bias)
     for (int32_t i = 0; i < vocabulary; ++i) values[i] += draw.row_bias[r * vocabulary + i];
   row.position += 1;
-  if (row.position < row.end_from && draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
+  if (row.position < row.end_from) {
+    if (draw.end_id >= 0) values[draw.end_id] = -std::numeric_limits<float>::infinity();
+    for (const int32_t end_id : row.end_ids)
+      if (end_id >= 0) values[end_id] = -std::numeric_limits<float>::infinity();
+  }
   const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
-  if (row.penalty != 1.0f)
+  if (row.keeps_seen)
     for (int32_t i = 0; i < vocabulary; ++i)
-      if (seen[i] && std::isfinite(values[i])) values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+      if (seen[i] && std::isfinite(values[i])) {
+        values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+        const int count = seen[i] & kMaxCount;
+        if (count) values[i] -= count * row.frequency + row.presence;
+      }
   select(vocabulary, row.top_k, own);
   for (Scored& scored : own.best) scored.value /= row.temperature;
   size_t kept = own.best.size();
@@ -625,7 +832,7 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   const int32_t token_id = own.best[chosen].token_id;
   row.token_id = token_id;
   draw.token_ids[r] = token_id;
-  if (row.penalty != 1.0f) seen[token_id] = 1;
+  if (row.keeps_seen && (seen[token_id] & kMaxCount) < kMaxCount) seen[token_id] += 1;
   const float own_bias = row.has_bias ? draw.row_bias[r * vocabulary + token_id] : 0.0f;
   draw.logprobs[r] =
       row.wants_logprob ? static_cast<float>(logits[token_id] + draw.bias[token_id] + own_bias - normalizer) : 0.0f;
@@ -648,13 +855,14 @@ class Model {
     for (Block& block : blocks_) {
       auto norm = [&](Norm& into) { weight = next(), into.set(weight, next(), w); };
       auto linear = [&](Linear& into, int64_t in, int64_t out) {
-        weight = next(), into.pack(precision, weight, next(), in, out, false, team_);
+        weight = next(), into.pack(precision, weight, next(), in, out, false, team_, arena_);
       };
       norm(block.norm_1), linear(block.mix, w, 3 * w), linear(block.project, w, w);
       norm(block.norm_2), linear(block.up, w, shape.inner), linear(block.down, shape.inner, w);
     }
-    head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_);
-    is_quantized_ = precision == kInt8;
+    head_.pack(precision, tokens_, nullptr, w, shape.vocabulary, true, team_, arena_);
+    lowers_ = lowers_activations(precision), keeps_floats_ = precision == kFloat;
+    x_.precision = inner_.precision = precision;
     const int32_t chunks = (shape.vocabulary + kChunk - 1) / kChunk;
     for (DrawBuffers& own : draw_buffers_) own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
@@ -669,7 +877,10 @@ class Model {
     hidden_.reserve(m, shape_.width), x_.reserve(m, shape_.width);
     mixed_.reserve(m, 3 * shape_.width), inner_.reserve(m, shape_.inner);
     auto job = [&](int index) { run(cache, pass, index); };
-    team_.run(job);
+    Pace& pace = paces_[std::bit_width(static_cast<uint64_t>(m))];
+    const auto start = std::chrono::steady_clock::now();
+    team_.run(job, pace.is_together());
+    pace.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
 
   void draw(const Draw& draw) {
@@ -677,8 +888,10 @@ class Model {
       const Share mine = share(draw.num_rows, index, team_.size());
       for (int64_t r = mine.begin; r < mine.end; ++r) draw_row(draw, r, shape_.vocabulary, draw_buffers_[index]);
     };
-    team_.run(job);
+    team_.run(job, team_.size() > 1);  // as the pass before it
   }
+
+  int num_threads() const { return team_.size(); }
 
  private:
   void run(const Cache& cache, const Pass& pass, int index) {
@@ -700,13 +913,16 @@ class Model {
         if (n < 3 * w) store(mixed_.row(r) + n, v);
       });
       team_.barrier();
-      remember(cache, layer, mine);
+      keeps_floats_ ? remember<float>(cache, layer, mine) : remember<Bfloat>(cache, layer, mine);
       team_.barrier();  // tokens of one prompt look at each other
       const Share heads = share(m * shape_.heads, index, team_.size());
-      for (int64_t item = heads.begin; item < heads.end; ++item)
-        attend(cache, layer, item / shape_.heads, item % shape_.heads, scores_[index].data());
+      for (int64_t item = heads.begin; item < heads.end; ++item) {
+        const int64_t next = std::min(item + 1, heads.end - 1);
+        float* scores = scores_[index].data();
+        keeps_floats_ ? attend<float>(cache, layer, item, next, scores) : attend<Bfloat>(cache, layer, item, next, scores);
+      }
       team_.barrier();
-      quantize(x_, mine);
+      lower(x_, mine);
       block.project.apply(x_, m, index, team_.size(), add);
       team_.barrier();
       normalize(block.norm_2, mine);
@@ -715,7 +931,7 @@ class Model {
         if (n < shape_.inner) store(inner_.row(r) + n, gelu(v));
       });
       team_.barrier();
-      quantize(inner_, mine);
+      lower(inner_, mine);
       block.down.apply(inner_, m, index, team_.size(), add);
       team_.barrier();
     }
@@ -724,7 +940,7 @@ class Model {
     const Share asked = share(num_asked, index, team_.size());
     for (int64_t i = asked.begin; i < asked.end; ++i) {
       norm_.apply(hidden_.row(token_asked(i)), x_.row(i), w, shape_.epsilon);
-      if (is_quantized_) x_.quantize(i);
+      if (lowers_) x_.lower(i);
     }
     team_.barrier();
     head_.apply(x_, num_asked, index, team_.size(), [&](int64_t i, int64_t n, Vec v) {
@@ -735,61 +951,84 @@ class Model {
   void normalize(const Norm& norm, Share rows) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       norm.apply(hidden_.row(r), x_.row(r), shape_.width, shape_.epsilon);
-      if (is_quantized_) x_.quantize(r);
+      if (lowers_) x_.lower(r);
     }
   }
 
-  void quantize(Activations& x, Share rows) {
-    if (!is_quantized_) return;
-    for (int64_t r = rows.begin; r < rows.end; ++r) x.quantize(r);
+  void lower(Activations& x, Share rows) {
+    if (!lowers_) return;
+    for (int64_t r = rows.begin; r < rows.end; ++r) x.lower(r);
     team_.barrier();
   }
 
   int64_t head_dim() const { return shape_.width / shape_.heads; }
+  // Offset of a [window, head_dim] in floats.
   int64_t place(const Cache& cache, int64_t layer, int64_t slot, int64_t head) const {
     return ((layer * cache.slots + slot) * shape_.heads + head) * shape_.window * head_dim();
   }
 
+  template <class Kept>
   void remember(const Cache& cache, int64_t layer, Share rows) {
     const int64_t w = shape_.width, d = head_dim();
     for (int64_t r = rows.begin; r < rows.end; ++r)
       for (int64_t head = 0; head < shape_.heads; ++head) {
-        const int64_t at = place(cache, layer, tokens_of_pass_[r].slot, head) + tokens_of_pass_[r].position * d;
-        std::memcpy(cache.keys + at, mixed_.row(r) + w + head * d, d * sizeof(float));
-        std::memcpy(cache.values + at, mixed_.row(r) + 2 * w + head * d, d * sizeof(float));
+        const Token& token = tokens_of_pass_[r];
+        const int64_t at = place(cache, layer, token.slot, head);
+        Kept* keys = reinterpret_cast<Kept*>(cache.keys + at) + token.position * d;
+        Kept* values = reinterpret_cast<Kept*>(cache.values + at) + token.position * d;
+        const float *key = mixed_.row(r) + w + head * d, *value = key + w;
+        for (int64_t k = 0; k < d; k += kLanes) store(keys + k, load(key + k)), store(values + k, load(value + k));
       }
   }
 
-  void attend(const Cache& cache, int64_t layer, int64_t r, int64_t head, float* scores) {
+  // `item` counts the heads of all tokens. Keys and values of the `next` one are fetched meanwhile: each is a short piece of memory of its own,
+  // over before the processor would have begun to fetch ahead.
+  template <class Kept>
+  void attend(const Cache& cache, int64_t layer, int64_t item, int64_t next, float* scores) {
+    const int64_t d = head_dim(), r = item / shape_.heads, head = item % shape_.heads;
     const int64_t at = place(cache, layer, tokens_of_pass_[r].slot, head), count = tokens_of_pass_[r].position + 1;
-    const float* query = mixed_.row(r) + head * head_dim();
-    float* out = x_.row(r) + head * head_dim();
-    switch (head_dim() / kLanes) {
-      case 2: return attend_head<2>(query, cache.keys + at, cache.values + at, count, scores, out);
-      case 4: return attend_head<4>(query, cache.keys + at, cache.values + at, count, scores, out);
-      case 8: return attend_head<8>(query, cache.keys + at, cache.values + at, count, scores, out);
+    const int64_t at_next = place(cache, layer, tokens_of_pass_[next / shape_.heads].slot, next % shape_.heads);
+    const Kept* keys = reinterpret_cast<const Kept*>(cache.keys + at);
+    const Kept* values = reinterpret_cast<const Kept*>(cache.values + at);
+    const int64_t ahead = (at_next - at) * sizeof(float);
+    const float* query = mixed_.row(r) + head * d;
+    float* out = x_.row(r) + head * d;
+    switch (d / kLanes) {
+      case 2: return attend_head<2>(query, keys, values, count, ahead, scores, out);
+      case 4: return attend_head<4>(query, keys, values, count, ahead, scores, out);
+      case 8: return attend_head<8>(query, keys, values, count, ahead, scores, out);
     }
-    for (int64_t d = 0; d < head_dim(); d += kLanes) store(out + d, Vec{});  // other widths: vector by vector
-    attend_any(query, cache.keys + at, cache.values + at, count, scores, out);
+    for (int64_t k = 0; k < d; k += kLanes) store(out + k, Vec{});  // other widths: vector by vector
+    attend_any(query, keys, values, count, scores, out);
   }
 
-  template <int N>
-  void attend_head(const float* query, const float* keys, const float* values, int64_t count, float* scores, float* out) {
+  template <int N, class Kept>
+  void attend_head(const float* query, const Kept* keys, const Kept* values, int64_t count, int64_t ahead, float* scores, float* out) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(N * kLanes));
     Vec q[N], total[N] = {};
     for (int i = 0; i < N; ++i) q[i] = load(query + i * kLanes) * scale;
     for (int64_t j = 0; j < count; ++j) {
+      fetch<N>(keys + j * N * kLanes, ahead);
       Vec product = q[0] * load(keys + j * N * kLanes);
       for (int i = 1; i < N; ++i) product += q[i] * load(keys + j * N * kLanes + i * kLanes);
       scores[j] = sum(product);
     }
     const float weight = softmax(scores, count);
-    for (int64_t j = 0; j < count; ++j)
+    for (int64_t j = 0; j < count; ++j) {
+      fetch<N>(values + j * N * kLanes, ahead);
       for (int i = 0; i < N; ++i) total[i] += scores[j] * load(values + j * N * kLanes + i * kLanes);
+    }
     for (int i = 0; i < N; ++i) store(out + i * kLanes, total[i] / weight);
   }
 
-  void attend_any(const float* query, const float* keys, const float* values, int64_t count, float* scores, float* out) {
+  template <int N, class Kept>
+  static void fetch(const Kept* p, int64_t ahead) {
+    constexpr int64_t bytes = N * kLanes * sizeof(Kept);
+    for (int64_t line = 0; line < bytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + ahead + line);
+  }
+
+  template <class Kept>
+  void attend_any(const float* query, const Kept* keys, const Kept* values, int64_t count, float* scores, float* out) {
     const int64_t d = head_dim();
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     for (int64_t j = 0; j < count; ++j) {
@@ -827,12 +1066,14 @@ class Model {
 
   const Shape shape_;
   Team team_;
+  Pace paces_[65];  // by the bits of the number of tokens
   std::vector<Token> tokens_of_pass_;
   const float *tokens_, *positions_;
+  Arena arena_;
   Norm norm_;
   std::vector<Block> blocks_;
   Linear head_;
-  bool is_quantized_ = false;
+  bool lowers_ = false, keeps_floats_ = true;
   Activations hidden_, x_, mixed_, inner_;
   std::vector<std::vector<float>> scores_;
   std::vector<DrawBuffers> draw_buffers_;
@@ -860,6 +1101,8 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
 }
 void promptgen_forward(Model* model, const Cache* cache, const Pass* pass) { model->forward(*cache, *pass); }
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
+// How many threads the last pass or draw took.
+int32_t promptgen_threads(const Model* model) { return model->num_threads(); }
 void promptgen_close(Model* model) { delete model; }
 
 }  // extern "C"

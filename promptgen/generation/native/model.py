@@ -72,6 +72,9 @@ class Kernels:
         self.close = self._library.promptgen_close
         self.close.argtypes = [c_void_p]
         self.close.restype = None
+        self.threads = self._library.promptgen_threads
+        self.threads.argtypes = [c_void_p]
+        self.threads.restype = c_int32
         self._library.promptgen_precisions.restype = c_int32
         bits = self._library.promptgen_precisions()
         self.precisions = tuple(name for name, code in _CODES.items() if bits >> code & 1)
@@ -96,7 +99,10 @@ def _private_copy(library: Path) -> str:
 
 
 class NativeGpt2:
-    """Steps in C++ for one memory. The embeddings are used where they lie; all else is packed into the kernels' own layout."""
+    """Steps in C++ for one memory. The embeddings are used where they lie; all else is packed into the kernels' own layout.
+
+    A step takes `num_threads` threads, or one where that is faster: a tiny pass, or cores that are busy with other work.
+    """
 
     def __init__(
         self, kernels: Kernels, memory: Memory, weights: Mapping[str, Tensor], precision: Precision, num_threads: int
@@ -105,6 +111,7 @@ class NativeGpt2:
         assert precision in kernels.precisions
         assert kernels.fits(shape)
         self.precision: Precision = precision
+        self.cache_type = "float32" if precision == "float32" else "bfloat16"
         self.description = f"compiled, {precision}, {num_threads} threads"
         self._kernels = kernels
         tensors = {name: weights[name].contiguous() for name in _order(shape)}
@@ -144,6 +151,11 @@ class NativeGpt2:
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._kernels.close(self._model)
+
+    @property
+    def num_threads_used(self) -> int:
+        """Of the last step."""
+        return int(self._kernels.threads(self._model))
 
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         assert os.getpid() == self._process, "the kernels' threads do not survive a fork; open the model in the child"

@@ -1,0 +1,87 @@
+"""Chunks as server-sent events: one JSON object for each `data: ` line, [DONE] last.
+
+What comes together goes out together. The first chunk is awaited before the status goes out, so that a refusal is a real 4xx or 5xx; a fault
+after that is `data: {"error": {...}}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from promptgen.errors import RequestError
+from promptgen.generation.async_engine import Delta
+from promptgen.generation.request import TextRequest
+from promptgen.server.faults import HttpFault
+from promptgen.server.guards import wants_ascii
+from promptgen.server.openai.common import Served, merged
+from promptgen.server.sse import HEARTBEAT_S, new_response, send, settle
+
+Chunk = dict[str, Any]
+_DONE = b"data: [DONE]\n\n"
+_log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Turns deltas into the chunks of one kind of object."""
+
+    def start(self) -> Iterable[Chunk]: ...
+    def delta(self, number: int, delta: Delta) -> Iterable[Chunk]: ...
+    def end(self) -> Iterable[Chunk]: ...
+
+
+async def stream_chunks(
+    request: web.Request, on: Served, asked: Sequence[TextRequest], writer: Writer
+) -> web.StreamResponse:
+    response = new_response(request)
+    async with contextlib.aclosing(_events(on, asked, writer, ascii_only=wants_ascii(request))) as events:
+        first = await anext(events)
+        try:
+            await response.prepare(request)
+            await send(request, response, first)
+            async for event in events:
+                await send(request, response, event)
+        except ConnectionResetError:
+            _log.info("the reader of a stream left", extra={"request_id": request["id"]})
+    return response
+
+
+async def _events(
+    on: Served, asked: Sequence[TextRequest], writer: Writer, *, ascii_only: bool
+) -> AsyncGenerator[bytes, None]:
+    """The stream as bytes to send. Raises RequestError only before the first of them."""
+
+    def event(chunk: Chunk) -> bytes:
+        return b"data: " + json.dumps(chunk, ensure_ascii=ascii_only).encode() + b"\n\n"
+
+    async with contextlib.aclosing(merged(on, asked)) as deltas:
+        first = await anext(deltas, None)
+        chunks = [*writer.start(), *(writer.delta(*first) if first is not None else ())]
+        yield b"".join(map(event, chunks))
+        pending = asyncio.ensure_future(anext(deltas, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT_S)
+                if not done:
+                    yield b": still here\n\n"
+                elif (item := pending.result()) is None:
+                    break
+                else:
+                    pending = asyncio.ensure_future(anext(deltas, None))
+                    if data := b"".join(map(event, writer.delta(*item))):
+                        yield data
+            yield b"".join(map(event, writer.end()))
+        except RequestError as fault:
+            yield event(HttpFault.of(fault).body())
+        except Exception:
+            _log.exception("a stream failed")
+            yield event(HttpFault(500, "internal_error", "something unforeseen happened; the log has more").body())
+        finally:
+            await settle(pending)
+    yield _DONE

@@ -10,7 +10,7 @@ from aiohttp import web
 from promptgen.errors import ContextLengthExceeded
 from promptgen.generation.async_engine import Delta
 from promptgen.generation.candidates import Finished, Piece, Withdrawn
-from promptgen.generation.dialogue import Message, dialogue_prompt
+from promptgen.generation.dialogue import Message
 from promptgen.generation.request import Answer, TextRequest, TokenDetail
 from promptgen.server.body import read_json_object
 from promptgen.server.handlers import SETTINGS, json_response
@@ -41,15 +41,15 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 async def _prompt_ids(on: Served, body: ChatCompletionBody) -> tuple[int, ...]:
     """The last turns that leave room for an answer. Raises HttpFault 400 when the last message alone does not."""
-    tokenizer, window = on.tokenizer, on.info.window
+    dialogue, window = on.engine.dialogue, on.info.window
     most = int(window * MAX_RESERVED)
     reserved = most if body.most_tokens is None else min(body.most_tokens, most)
     messages = [_message(message) for message in body.messages]
     try:
         return tuple(
             await common.aside(
-                sum(len(message.text) for message in messages),
-                lambda: dialogue_prompt(tokenizer, messages, window - reserved),
+                sum(len(message.content) for message in messages),
+                lambda: dialogue.prompt(messages, reserved),
             )
         )
     except ContextLengthExceeded as fault:
@@ -57,7 +57,7 @@ async def _prompt_ids(on: Served, body: ChatCompletionBody) -> tuple[int, ...]:
 
 
 def _message(message: ChatMessage) -> Message:
-    return Message("system" if message.role == "developer" else message.role, message.text)
+    return Message(message.role, message.text)
 
 
 def _ask(on: Served, body: ChatCompletionBody, prompt_ids: tuple[int, ...]) -> TextRequest:
@@ -76,7 +76,7 @@ def _ask(on: Served, body: ChatCompletionBody, prompt_ids: tuple[int, ...]) -> T
         rank=body.rank,
         min_new_tokens=body.min_tokens,
         prompt_ids=prompt_ids,
-        end_ids=(on.tokenizer.separator_id,),
+        end_ids=on.engine.dialogue.end_ids,
         token_bias=common.bias_of(body, on.info),
         num_top=body.num_top,
     )

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import promptgen
-from promptgen.config import GenerateSettings, ServeSettings, add_options, read_settings
+from promptgen.config import ChatSettings, GenerateSettings, ServeSettings, add_options, read_settings
 from promptgen.errors import DiskFault, PromptgenError, UsageError
 from promptgen.training.commands import add_commands as add_training_commands
 from promptgen.training.expand import add_arguments as add_expand_arguments
@@ -72,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     add_options(generate, GenerateSettings)
     generate.set_defaults(command=_generate)
 
+    chat = commands.add_parser(
+        "chat",
+        help="ask questions, with a memory",
+        epilog='examples: promptgen chat | echo "高血压要注意什么？" | promptgen chat --transcript talk.txt',
+    )
+    add_options(chat, ChatSettings)
+    chat.set_defaults(command=_chat)
+
     expand = commands.add_parser(
         "expand",
         help="turn tables and sentence patterns into a corpus",
@@ -107,6 +115,13 @@ def _generate(arguments: argparse.Namespace) -> int:
         return repl.run(generator, settings)
     repl.show(generator, settings, settings.prompt)
     return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    settings = read_settings(ChatSettings, vars(arguments), os.environ)
+    from promptgen import talk
+
+    return talk.run(settings)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,19 @@ class GenerateSettings(EngineSettings):
     output: Path | None = option(None, "JSONL file for --input; continued where it stopped")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSettings(EngineSettings):
+    """`promptgen chat`."""
+
+    samples: int = option(4, "answers to choose the best from (-n); 1 is shown word by word", ge=1, le=64)
+    max_new_tokens: int | None = option(
+        None, "the longest answer, in tokens; without it 80, or half of a small window", ge=1
+    )
+    temperature: float | None = option(None, "0 always takes the likeliest word", ge=0, le=2)
+    seed: int | None = option(None, "same seed, same answers", ge=-(2**63), le=2**63 - 1)
+    transcript: Path | None = option(None, "file to which questions and answers are added as they come")
+
+
 def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
     """One option for each field of the settings class. Defaults stay out, so that the environment can stand in."""
     hints = get_type_hints(settings)

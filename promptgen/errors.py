@@ -9,6 +9,7 @@
     └── RequestError         one request cannot be answered                     an HTTP status, see server/faults.py
         ├── InvalidRequest          a field is wrong; `param` names it
         │   └── ContextLengthExceeded   prompt + new tokens do not fit the window
+        │       └── QuestionTooLong         likewise, of a dialogue without its history
         ├── Overloaded              no room now; ask again after `retry_after_s`
         ├── Superseded              a newer request of its session took its place
         ├── DeadlineExceeded        no token came before the deadline
@@ -85,6 +86,16 @@ class ContextLengthExceeded(InvalidRequest):
             param="context",
         )
         self.num_prompt_tokens, self.num_new_tokens, self.window = num_prompt_tokens, num_new_tokens, max_window
+
+
+class QuestionTooLong(ContextLengthExceeded):
+    def __init__(self, num_prompt_tokens: int, num_new_tokens: int, max_window: int) -> None:
+        InvalidRequest.__init__(
+            self,
+            f"the question takes {num_prompt_tokens} tokens and max_new_tokens asks for {num_new_tokens} more, "
+            f"but this model's window holds {max_window}; shorten the question or lower max_new_tokens",
+            param="question",
+        )
 
 
 class Overloaded(RequestError):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from promptgen.config import EngineSettings
 from promptgen.errors import DeadlineExceeded, EngineFailure, Overloaded, PromptgenError, Superseded
 from promptgen.generation.candidates import CandidateSet, Shown
+from promptgen.generation.dialogue import Dialogue
 from promptgen.generation.engine import Engine
 from promptgen.generation.loader import ModelInfo, OpenModel, open_model
 from promptgen.generation.request import (
@@ -92,6 +93,11 @@ class AsyncEngine:
     @property
     def info(self) -> ModelInfo | None:
         return self._model.info if self._model else None
+
+    @property
+    def dialogue(self) -> Dialogue:
+        """How the model is asked questions. Raises Overloaded while nothing is answered."""
+        return self._ready_model().dialogue
 
     @property
     def tokenizer(self) -> Tokenizer:

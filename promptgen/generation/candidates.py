@@ -312,7 +312,10 @@ class CandidateSet:
         """One request for each choice: its tokens are given, and the engine says how likely they are."""
         encode, requests = self._tokenizer.encode, []
         for index, choice in enumerate(self._text.choices):
-            ids = (whole[0], *encode(self._text.prompt + choice))
+            if not self._text.prompt_ids:
+                ids = (whole[0], *encode(self._text.prompt + choice))
+            else:
+                ids = (*whole, *encode(choice))
             common = next((n for n, pair in enumerate(zip(whole, ids, strict=False)) if pair[0] != pair[1]), len(whole))
             forced = ids[min(common, len(ids)) :]
             if not forced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,9 @@ import torch
 from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, FileFault, UsageError
 from promptgen.generation.candidates import CandidateSet
+from promptgen.generation.chat_template import ChatTemplate
 from promptgen.generation.cuda import CudaGpt2, DeviceMemory
+from promptgen.generation.dialogue import Dialogue
 from promptgen.generation.embedding import Embedder
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
@@ -41,17 +43,22 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """`upgrading` is the thread that prepares a faster step, None when there is nothing to prepare."""
+    """`upgrading` is the thread that prepares a faster step, None when there is nothing to prepare. `end_ids` end every candidate, as the
+    end-of-document token does."""
 
     tokenizer: Tokenizer
     healer: Healer
     engine: Engine
     info: ModelInfo
+    dialogue: Dialogue
+    end_ids: tuple[int, ...] = ()
     upgrading: threading.Thread | None = None
     embedder: Embedder | None = None
 
     def candidates(self, request: TextRequest) -> CandidateSet:
         """The candidates of a request, whose parts the engine can serve. Raises InvalidRequest (ContextLengthExceeded)."""
+        if self.end_ids:
+            request = replace(request, end_ids=tuple(dict.fromkeys((*request.end_ids, *self.end_ids))))
         candidates = CandidateSet(self.tokenizer, request, self.healer, window=self.info.window)
         if candidates.num_prompt_tokens + request.max_new_tokens > self.info.window:
             raise ContextLengthExceeded(candidates.num_prompt_tokens, request.max_new_tokens, self.info.window)
@@ -85,11 +92,14 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
         raise FileFault(file, f"has {tokenizer.size} tokens, config.json says {shape.vocabulary}")
     if shape.window < 2:
         raise FileFault(folder / "config.json", "n_positions must be 2 or more: a prompt and a new token")
+    template = ChatTemplate.load(folder)
+    dialogue = Dialogue(tokenizer, shape.window, template)
+    end_ids = dialogue.end_ids if template is not None else ()
     weights = read_weights(folder, shape)
     options: dict[str, Any] = {
         "max_rows": settings.max_rows,
         "num_prompt_slots": settings.prompt_slots,
-        "banned_ids": tokenizer.banned_ids,
+        "banned_ids": [i for i in tokenizer.banned_ids if i not in end_ids],
         "end_id": tokenizer.end_id,
     }
     info = ModelInfo(
@@ -98,13 +108,8 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     embedder = Embedder(shape, weights, tokenizer.begin_id)
     if settings.device == "cuda":
         memory, steps = _on_cuda(settings, shape, weights, options)
-        return OpenModel(
-            tokenizer,
-            Healer(tokenizer),
-            _checked_engine(settings, memory, steps, tokenizer),
-            info,
-            embedder=embedder,
-        )
+        engine = _checked_engine(settings, memory, steps, tokenizer)
+        return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids, embedder=embedder)
     memory = Memory(shape, **options)
     upgrade = Upgrade(settings, memory, weights, tokenizer.begin_id)
     fast = upgrade.ready()
@@ -112,7 +117,7 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     engine = _checked_engine(settings, memory, fast or EagerGpt2(memory, weights, precision), tokenizer)
     is_worth_it = upgrade_later and upgrade.is_wanted and fast is None
     upgrading = upgrade.prepare(engine.offer) if is_worth_it else None
-    return OpenModel(tokenizer, Healer(tokenizer), engine, info, upgrading, embedder)
+    return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids, upgrading, embedder)
 
 
 def _on_cuda(

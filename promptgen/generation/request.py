@@ -138,8 +138,7 @@ class GenerationRequest:
     path stands first. No two samples go on from a branch with the same token when they are to be `different`. `bias` are (token id, nats).
     `forced_ids` are given instead of drawn, one a step; their log-probabilities are among the whole vocabulary. `end_ids` end a candidate as
     the end-of-document token does. `num_top` alternatives of each token are told. With `remember` finished samples stay in the cache, and a
-    sample whose tokens are there already is
-    not computed again.
+    sample whose tokens are there already is not computed again.
     """
 
     prompt_ids: tuple[int, ...]

@@ -106,6 +106,46 @@ class ResultEvent(_Details):
     omitted: Annotated[str | Absent, Field(description="why result is null")] = None
 
 
+class Said(_Answer):
+    """What one of them said."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str
+
+
+class ChatCandidate(_Answer):
+    """One of the answers that were drawn."""
+
+    text: str
+    score: Annotated[float | None, Field(description="what it was ranked by; higher is better")]
+    finish_reason: FinishReason
+
+
+class ChatAnswer(_Answer):
+    """The answer of POST /chat, and the last event of its stream."""
+
+    answer: Annotated[str, Field(description="the best of the candidates")]
+    finish_reason: FinishReason
+    history: Annotated[
+        list[Said] | None,
+        Field(
+            description="all that was said, this answer last; null in a stream when it would not fit into a line of 64 KiB"
+        ),
+    ]
+    turns_read: Annotated[int, Field(ge=0, description="turns of the history that the model read, the newest")]
+    seed: Annotated[int, Field(description="what gives this answer again")]
+    time: Annotated[_Seconds, Field(description="seconds from validation to the last token")]
+    candidates: Annotated[
+        list[ChatCandidate] | Absent, Field(description="with more than one sample: all, best first")
+    ] = None
+
+
+class ChatPieceEvent(_Answer):
+    """Text to append to the answer."""
+
+    text: str
+
+
 class ErrorDetails(_Answer):
     """What went wrong."""
 

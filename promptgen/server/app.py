@@ -9,7 +9,7 @@ from aiohttp import web
 from promptgen.config import ServeSettings
 from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
-from promptgen.server import docs_page, guards, handlers, metrics, pages, text_routes
+from promptgen.server import chat, docs_page, guards, handlers, metrics, pages, text_routes
 from promptgen.server.body import defer_expectation
 from promptgen.server.openai import routes as openai
 
@@ -36,8 +36,9 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
     texts = text_routes.TextRoutes(engine, settings.body_timeout_s)
     docs = docs_page.DocsPage(needs_key=bool(guards.read_keys(settings)))
     app.on_cleanup.extend([texts.close, *(each.close for each in tracers)])
-    for method, path, handler in (
+    routes = (
         ("POST", "/generate", handlers.generate),
+        ("POST", "/chat", chat.chat),
         ("GET", "/health", handlers.health),
         ("GET", "/ready", handlers.ready),
         ("GET", "/version", handlers.version_of),
@@ -49,7 +50,9 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
         ("GET", "/docs/rapidoc-min.js", docs.viewer),
         *pages.routes(),
         *openai.ROUTES,
-    ):
+    )
+    # The methods of a path stand side by side, so that they are one resource, and a preflight knows them all.
+    for method, path, handler in sorted(routes, key=lambda route: route[1]):
         app.router.add_route(method, path, handler, expect_handler=defer_expectation)
         if method == "GET":
             app.router.add_route("HEAD", path, handler, expect_handler=defer_expectation)

@@ -229,12 +229,12 @@ def _host_allowed(host: str, names: set[str]) -> bool:
 
 
 def check_key(settings: ServeSettings) -> Middleware:
-    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but OPEN_PATHS and preflights."""
+    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but preflights and what is open."""
     digests = [hashlib.sha256(key.encode()).digest() for key in read_keys(settings)]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and request.path not in OPEN_PATHS and not is_preflight(request):
+        if digests and not is_open_without_key(request.method, request.path) and not is_preflight(request):
             caller = _caller(request, digests)
             if caller is None:
                 raise HttpFault(
@@ -247,6 +247,11 @@ def check_key(settings: ServeSettings) -> Middleware:
         return await handler(request)
 
     return middleware
+
+
+def is_open_without_key(method: str, path: str) -> bool:
+    """A page may be read, though what is posted to its path wants a key."""
+    return path in OPEN_PATHS and method != hdrs.METH_POST
 
 
 def read_keys(settings: ServeSettings) -> list[str]:

@@ -14,9 +14,10 @@ from pydantic.json_schema import models_json_schema
 
 import promptgen
 from promptgen.server import answers, pages
-from promptgen.server.guards import OPEN_PATHS
+from promptgen.server.chat import ChatBody
+from promptgen.server.guards import is_open_without_key
 from promptgen.server.openai import answers as openai
-from promptgen.server.openai.models import ChatBody, CompletionBody, EmbeddingBody
+from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, EmbeddingBody
 from promptgen.server.schema import GenerateBody
 from promptgen.server.text_routes import DetokenizeBody, TokenizeBody
 
@@ -26,6 +27,10 @@ _MODE: Literal["validation"] = "validation"
 _REF = "#/components/schemas/{model}"
 _EVENTS_TEXT = (
     "With `stream: true`: lines `data: ` + JSON, each a {event}, then `data: [DONE]`. The joined texts of an index are its result. "
+    "Lines that begin with a colon are to be ignored."
+)
+_CHAT_EVENTS_TEXT = (
+    "With `stream: true`: lines `data: ` + JSON, each a ChatStreamEvent, then `event: end` with `data: [DONE]`. The joined texts are the answer. "
     "Lines that begin with a colon are to be ignored."
 )
 _BODY_TEXT = "UTF-8, 64 KiB at most. Anything but a browser may also send it as text/plain, as a form (curl's default) or without a type."
@@ -51,13 +56,16 @@ _FAULT_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503
 _ALWAYS = (403, 500)
 _WITH_BODY = (400, 408, 413, 415, 417, 429, 503)
 
-STREAM_EVENTS: tuple[type[BaseModel], ...] = (
-    answers.PieceEvent,
-    answers.ResetEvent,
-    answers.FinishEvent,
-    answers.ResultEvent,
-    answers.ErrorAnswer,
-)
+STREAM_EVENTS: Mapping[str, tuple[type[BaseModel], ...]] = {
+    "StreamEvent": (
+        answers.PieceEvent,
+        answers.ResetEvent,
+        answers.FinishEvent,
+        answers.ResultEvent,
+        answers.ErrorAnswer,
+    ),
+    "ChatStreamEvent": (answers.ChatPieceEvent, answers.ChatAnswer, answers.ErrorAnswer),
+}
 
 Content = type[BaseModel] | None  # None is text
 
@@ -76,6 +84,13 @@ class Operation:
     otherwise: Mapping[int, type[BaseModel]] | None = None  # an answer, not an error, with another status
     example: Mapping[str, Any] | None = None
     has_ascii: bool = True
+    event: str = "StreamEvent"  # of a stream
+    events_text: str = _EVENTS_TEXT
+
+    @property
+    def id(self) -> str:
+        name = self.path.strip("/").translate(str.maketrans("/.-{}", "_____")) or "page"
+        return f"{name}_page" if self.tag == "page" and name == "chat" else name
 
 
 PAGE_FILES = "/pages/{file}"  # many routes, one line
@@ -89,6 +104,11 @@ OPERATIONS = (
         "POST", "/generate", "text", "Several ways a prompt could go on.",
         {JSON: answers.GenerateAnswer, EVENTS: None}, GenerateBody, (409, 504),
         example={"context": "高血压要注意", "samples": 2, "maxlength": 20},
+    ),
+    Operation(
+        "POST", "/chat", "text", "An answer to a question, with what was said before.",
+        {JSON: answers.ChatAnswer, EVENTS: None}, ChatBody, (504,),
+        example={"question": "高血压要注意什么？"}, event="ChatStreamEvent", events_text=_CHAT_EVENTS_TEXT,
     ),
     Operation(
         "POST", "/tokenize", "text", "The tokens of a text.",
@@ -107,7 +127,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST", "/v1/chat/completions", "openai", "Answers in a dialogue, as OpenAI has them.",
-        {JSON: openai.ChatAnswer, EVENTS: openai.ChatChunk}, ChatBody, (404, 504),
+        {JSON: openai.ChatCompletion, EVENTS: openai.ChatCompletionChunk}, ChatCompletionBody, (404, 504),
         example={"messages": [{"role": "user", "content": "高血压要注意什么？"}]},
     ),
     Operation(
@@ -125,6 +145,7 @@ OPERATIONS = (
     Operation("GET", "/version", "state", "Version, model and packages.", {JSON: answers.VersionAnswer}),
     Operation("GET", "/metrics", "state", "Metrics for Prometheus.", {PLAIN: None}, has_ascii=False),
     Operation("GET", "/", "page", "The page.", {HTML: None}, has_ascii=False),
+    Operation("GET", "/chat", "page", "The page to ask questions.", {HTML: None}, has_ascii=False),
     Operation("GET", PAGE_FILES, "page", "A file of the page.", {SCRIPT: None, "text/css": None, "image/svg+xml": None}, has_ascii=False),
     Operation("GET", "/promptgen.js", "page", "A client for pages of any origin.", {SCRIPT: None}, has_ascii=False),
     Operation("GET", "/openapi.json", "reference", "This document.", {JSON: None}),
@@ -163,14 +184,14 @@ def document(*, needs_key: bool) -> dict[str, Any]:
 
 
 def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
-    is_open = operation.path in OPEN_PATHS or operation.path == PAGE_FILES
+    is_open = is_open_without_key(operation.method, operation.path) or operation.path == PAGE_FILES
     statuses = {*_ALWAYS, *operation.faults, *(_WITH_BODY if operation.takes else ()), *(() if is_open else (401,))}
     responses: dict[str, Any] = {"200": _success(operation)}
     for status, model in (operation.otherwise or {}).items():
         responses[str(status)] = {"description": "Not now.", "content": {JSON: {"schema": _ref(model)}}}
     responses |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)}
     result: dict[str, Any] = {
-        "operationId": operation.path.strip("/").translate(str.maketrans("/.-{}", "_____")) or "page",
+        "operationId": operation.id,
         "summary": operation.summary,
         "tags": [operation.tag],
         "parameters": [{"$ref": "#/components/parameters/requestId"}],
@@ -199,8 +220,8 @@ def _success(operation: Operation) -> dict[str, Any]:
     description = operation.summary
     if EVENTS in content:
         event = operation.gives[EVENTS]
-        name = "StreamEvent" if event is None else event.__name__
-        description = _EVENTS_TEXT.format(event=name)
+        name = operation.event if event is None else event.__name__
+        description = operation.events_text.format(event=name)
         content[EVENTS]["schema"] = {
             "type": "string",
             "description": description,
@@ -223,7 +244,8 @@ def _schemas() -> dict[str, Any]:
     bodies: set[type[BaseModel]] = {operation.takes for operation in OPERATIONS if operation.takes}
     given: set[type[BaseModel]] = {model for operation in OPERATIONS for model in operation.gives.values() if model}
     given |= {model for operation in OPERATIONS for model in (operation.otherwise or {}).values()}
-    ordered = sorted(bodies | given | set(STREAM_EVENTS), key=lambda model: model.__name__)
+    streamed = {event for events in STREAM_EVENTS.values() for event in events}
+    ordered = sorted(bodies | given | streamed, key=lambda model: model.__name__)
     whole: dict[str, Any] = models_json_schema([(model, _MODE) for model in ordered], ref_template=_REF)[1]
     schemas: dict[str, Any] = whole["$defs"]
     names = {body.__name__ for body in bodies}
@@ -232,10 +254,11 @@ def _schemas() -> dict[str, Any]:
             field.pop("title", None)
             if name not in names and field.get("default", ...) is None:
                 del field["default"]  # of a field that may be missing from an answer, and is never null
-    schemas["StreamEvent"] = {
-        "description": "The JSON of one line of a stream.",
-        "oneOf": [_ref(event) for event in STREAM_EVENTS],
-    }
+    for name, events in STREAM_EVENTS.items():
+        schemas[name] = {
+            "description": "The JSON of one line of a stream.",
+            "oneOf": [_ref(event) for event in events],
+        }
     return schemas
 
 

@@ -1,4 +1,4 @@
-"""The page at `/`, its files, and promptgen.js, which pages of other origins include: read once, answered from memory.
+"""The pages at `/` and `/chat`, their files, and promptgen.js, which pages of other origins include: read once, answered from memory.
 
 All of it is open without a key. It holds nothing of anybody's, and a browser has no key to send before the page has asked for one.
 """
@@ -14,6 +14,10 @@ from aiohttp import ETag, hdrs, web
 _NAMES = (
     "app.js",
     "box.js",
+    "bubbles.js",
+    "chat-words.js",
+    "chat.css",
+    "chat.js",
     "clipboard.js",
     "common.css",
     "faults.js",
@@ -28,12 +32,18 @@ _NAMES = (
     "style.css",
     "suggester.js",
     "taken.js",
+    "talk.js",
     "words.js",
 )
-_FILES = {"/": "index.html", "/promptgen.js": "promptgen.js", **{f"/pages/{name}": name for name in _NAMES}}
+FILES = {
+    "/": "index.html",
+    "/chat": "chat.html",
+    "/promptgen.js": "promptgen.js",
+    **{f"/pages/{name}": name for name in _NAMES},
+}
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
-PATHS = frozenset(_FILES)
+PATHS = frozenset(FILES)
 
 # Only files of this service, no inline script or style, no HTML from strings (trusted types), in nobody's frame.
 _POLICY = "; ".join(
@@ -56,7 +66,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def routes() -> list[tuple[str, str, Handler]]:
     """(method, path, handler) of every file."""
-    return [("GET", path, _handler(name)) for path, name in _FILES.items()]
+    return [("GET", path, _handler(name)) for path, name in FILES.items()]
 
 
 def _handler(name: str) -> Handler:

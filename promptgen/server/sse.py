@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -37,6 +37,7 @@ STALLED_READER_S = 30.0
 MAX_LINE_BYTES = 64 * 1024 - 1
 PIECE_CHARACTERS = 4000  # 12 bytes each at most, when escaped
 _DONE = b"data: [DONE]\n\n"
+_Part = TypeVar("_Part")
 _log = logging.getLogger(__name__)
 
 
@@ -181,3 +182,38 @@ class _Writer:
 
     def event(self, value: dict[str, Any]) -> bytes:
         return b"data: " + json.dumps(value, ensure_ascii=self.ascii_only).encode() + b"\n\n"
+
+
+async def send_events(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Sends what `events` gives. The first is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
+    response = new_response(request)
+    async with contextlib.aclosing(events):
+        first = await anext(events)
+        try:
+            await response.prepare(request)
+            await send(request, response, first)
+            async for event in events:
+                await send(request, response, event)
+        except ConnectionResetError:
+            request[OUTCOME].left = True
+            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
+    return response
+
+
+async def beating(parts: AsyncGenerator[_Part, None]) -> AsyncGenerator[_Part | None, None]:
+    """The parts as they come, and None whenever nothing came for HEARTBEAT_S."""
+    pending = asyncio.ensure_future(anext(parts, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT_S)
+            if not done:
+                yield None
+            elif (part := pending.result()) is None:
+                return
+            else:
+                yield part
+                pending = asyncio.ensure_future(anext(parts, None))
+    finally:
+        pending.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await pending

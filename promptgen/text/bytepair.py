@@ -47,11 +47,16 @@ class BytePairTokenizer:
         added: dict[int, tokenizers.AddedToken] = self._inner.get_added_tokens_decoder()
         special_ids = {i for i, token in added.items() if token.special}
         self.banned_ids: tuple[int, ...] = tuple(sorted(special_ids - {self.end_id, self.separator_id}))
+        self.special_tokens: tuple[str, ...] = tuple(added[i].content for i in sorted(special_ids))
         self._shown_as = {i: "\n" if i == separator else "" for i in special_ids}
 
     @property
     def size(self) -> int:
         return int(self._inner.get_vocab_size())
+
+    def id_of(self, token: str) -> int | None:
+        found: int | None = self._inner.token_to_id(token)
+        return found
 
     def encode(self, text: str) -> list[int]:
         # Half a surrogate pair is no character; the library takes none.

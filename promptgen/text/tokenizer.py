@@ -57,6 +57,9 @@ class Tokenizer(Protocol):
     def unknown_id(self) -> int | None: ...
     @property
     def banned_ids(self) -> tuple[int, ...]: ...
+    @property
+    def special_tokens(self) -> tuple[str, ...]: ...
+    def id_of(self, token: str) -> int | None: ...
     def encode(self, text: str) -> list[int]: ...
     def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]: ...
     def convert(self, ids: Sequence[int]) -> list[str]: ...
@@ -84,6 +87,14 @@ class BertWordTokenizer:
     @property
     def size(self) -> int:
         return len(self.vocabulary)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What is no text where it stands in one."""
+        return SPECIAL_TOKENS
+
+    def id_of(self, token: str) -> int | None:
+        return self.vocabulary.ids.get(token)
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text, after clean-up. Special tokens standing in it are kept whole."""

@@ -25,14 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from promptgen.errors import FileFault, UsageError
+from promptgen.training.compose import Composer, Talk, parse_talk, talk_faults
 
 HELD_OUT_SHARE = 10  # one (entity, pattern) pair in ten is for validation
 MAX_PATTERN_SHARE = 0.02  # of all lines; the promise of data/README.md
+ENTITIES_CHECKED = 20  # with each wording of an aspect
 MAX_DEPTH = 5  # of slots within list items
 NEVER_KEY = "never"  # an entity's list of phrases that do not go with it
 
-_PIECE = re.compile(r"<(?P<choice>[^<>]*\|[^<>]*)>|\{(?P<key>\w+)(?::(?P<count>\d+))?(?:#(?P<tag>\d+))?\}")
-_SLOT_KEY = re.compile(r"\{(\w+)(?::\d+)?(?:#\d+)?\}")
+_PIECE = re.compile(
+    r"<(?P<choice>[^<>]*\|[^<>]*)>|\{(?P<key>\w+)(?::(?P<count>\d+)|=(?P<from>\d+)(?:-(?P<to>\d+))?)?(?:#(?P<tag>\d+))?\}"
+)
+_SLOT_KEY = re.compile(r"\{(\w+)(?::\d+|=\d+(?:-\d+)?)?(?:#\d+)?\}")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _SLIP = re.compile(r"[，。、；：？！]{2,}|[{}|]|的的|了了|  |，$|、$| [,.?!]|[。！？][，、]|是是|在在|出现出现|被被")
 
@@ -52,8 +56,14 @@ class Field:
     dialogues: tuple[tuple[str, ...], ...]
     lists: Mapping[str, Sequence[str]]
     entities: tuple[Mapping[str, Value], ...]
+    talk: Talk = dataclasses.field(default_factory=Talk)
 
     def patterns(self, kind: str) -> tuple[tuple[str, ...], ...]:
+        """Of the kind "prompts", "dialogues" or "aspects"; of an aspect each wording with each answer."""
+        if kind == "aspects":
+            return tuple(
+                (w, a) for aspect in self.talk.aspects for w in (*aspect.first, *aspect.follow) for a in aspect.answers
+            )
         return tuple((p,) for p in self.prompts) if kind == "prompts" else self.dialogues
 
     def keys_used(self, pattern: Sequence[str]) -> set[str]:
@@ -86,9 +96,10 @@ class _Draw:
         def replace(match: re.Match[str]) -> str:
             if match["choice"] is not None:
                 return self.fill(self.rng.choice(match["choice"].split("|")), english=english, depth=depth)
-            return self._slot(
-                match["key"], int(match["count"] or 1), match["tag"], english or match["key"].startswith("en"), depth
-            )
+            in_english = english or match["key"].startswith("en")
+            if match["from"] is not None:
+                return self._fixed(match["key"], int(match["from"]), int(match["to"] or match["from"]), in_english)
+            return self._slot(match["key"], int(match["count"] or 1), match["tag"], in_english, depth)
 
         return _PIECE.sub(replace, template)
 
@@ -105,11 +116,23 @@ class _Draw:
             if len(pool) < count:
                 raise _NoMore
             items = [self.fill(pool.pop(), english=english, depth=depth + 1) for _ in range(count)]
-            comma, last = (", ", " and ") if english else ("、", "和")
-            text = comma.join(items[:-1]) + last + items[-1] if count > 1 else items[0]
+            text = _joined(items, english)
         if tag is not None:
             self.tags[key, tag] = text
         return text
+
+    def _fixed(self, key: str, first: int, last: int, english: bool) -> str:
+        """The items `first` to `last` of an entity's list, counted from 1."""
+        value = self.entity.get(key, self.field.lists.get(key, ()))
+        items = [value] if isinstance(value, str) else list(value)
+        if len(items) < last:
+            raise _NoMore
+        return _joined(items[first - 1 : last], english)
+
+
+def _joined(items: Sequence[str], english: bool) -> str:
+    comma, last = (", ", " and ") if english else ("、", "和")
+    return comma.join(items[:-1]) + last + items[-1] if len(items) > 1 else items[0]
 
 
 def load_field(folder: Path) -> Field:
@@ -118,12 +141,13 @@ def load_field(folder: Path) -> Field:
     dialogues: list[tuple[str, ...]] = []
     lists: dict[str, list[str]] = {}
     entities: list[Mapping[str, Value]] = []
+    talk = Talk()
     for path in sorted(folder.glob("*.toml")):
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
             raise FileFault(path, f"is not TOML: {fault}") from fault
-        if unknown := table.keys() - {"prompts", "dialogues", "lists", "entities"}:
+        if unknown := table.keys() - {"prompts", "dialogues", "lists", "entities", "talk", "aspects"}:
             raise FileFault(path, f"unknown keys {sorted(unknown)}; see data/README.md")
         if twice := lists.keys() & table.get("lists", {}).keys():
             raise FileFault(path, f"lists defined in another file of the folder already: {sorted(twice)}")
@@ -132,9 +156,16 @@ def load_field(folder: Path) -> Field:
         dialogues += [tuple(turns) for turns in table.get("dialogues", [])]
         lists |= table.get("lists", {})
         entities += table.get("entities", [])
+        if {"talk", "aspects"} & table.keys():
+            if talk.aspects:
+                raise FileFault(path, "aspects stand in another file of the folder already; keep them in one")
+            try:
+                talk = parse_talk(table)
+            except ValueError as fault:
+                raise FileFault(path, str(fault)) from fault
     if not entities:
         raise FileFault(folder, "holds no [[entities]] in any *.toml")
-    return Field(folder.name, tuple(prompts), tuple(dialogues), lists, tuple(entities))
+    return Field(folder.name, tuple(prompts), tuple(dialogues), lists, tuple(entities), talk)
 
 
 def _check_types(path: Path, table: Mapping[str, Any]) -> None:
@@ -179,7 +210,14 @@ def draw_line(
 
     None when a list ran out of items, or when the line has a phrase that the entity's `never` key forbids.
     """
-    rng = random.Random(f"{seed}/{source.name}/{entity['name']}/{'/'.join(pattern)}/{draw}")
+    return _fill_line(
+        source, pattern, entity, random.Random(f"{seed}/{source.name}/{entity['name']}/{'/'.join(pattern)}/{draw}")
+    )
+
+
+def _fill_line(
+    source: Field, pattern: Sequence[str], entity: Mapping[str, Value], rng: random.Random
+) -> tuple[str, ...] | None:
     state = _Draw(source, entity, rng)
     english = _is_english(pattern)
     try:
@@ -219,6 +257,17 @@ def expand(
         idle_rounds = idle_rounds + 1 if len(seen) == before else 0
 
 
+def composer(source: Field) -> Composer:
+    """Of the field's aspects; see compose.py."""
+    return Composer(
+        source.talk,
+        source.entities,
+        source.suits,
+        lambda pattern, entity, rng: _fill_line(source, pattern, entity, rng),
+        lambda pattern, entity: is_held_out(source, pattern, entity),
+    )
+
+
 def faults(source: Field) -> Iterator[str]:
     """Every fault a program can see: unknown keys, items listed twice, patterns about nothing, slips of grammar in drawn lines."""
     entity_keys = {key for entity in source.entities for key in entity}
@@ -228,7 +277,8 @@ def faults(source: Field) -> Iterator[str]:
         for key, value in values.items():
             if not isinstance(value, str) and len(set(value)) < len(value):
                 yield f"{key} of {holder} lists an item twice"
-    for kind in ("prompts", "dialogues"):
+    yield from talk_faults(source.talk)
+    for kind in ("prompts", "dialogues", "aspects"):
         for pattern in source.patterns(kind):
             keys = source.keys_used(pattern)
             if unknown := keys - entity_keys - source.lists.keys():
@@ -241,6 +291,10 @@ def faults(source: Field) -> Iterator[str]:
             suiting = [e for e in source.entities if source.suits(e, pattern)]
             if not suiting:
                 yield f"no entity has all keys {sorted(keys)} of {pattern}"
+            if (
+                kind == "aspects" and len(suiting) > ENTITIES_CHECKED
+            ):  # an answer stands with many wordings, so all entities have their turn
+                suiting = random.Random(pattern[0]).sample(suiting, ENTITIES_CHECKED)
             drawn = [line for e in suiting for i in range(2) if (line := draw_line(source, pattern, e, i))]
             if suiting and not drawn:
                 yield f"lists too short to fill {pattern}"
@@ -339,6 +393,10 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
             for held_out, texts in expand(source, kind, goal.get(source.name, goal["default"]), max_per_pattern, seed):
                 parts[held_out][texts] = None
                 by_field[source.name][kind] = by_field[source.name].get(kind, 0) + 1
+            if kind == "dialogues" and (most_composed := targets.get("composed", {}).get(source.name)):
+                for found in composer(source).compose(most_composed, f"{seed}/{source.name}/composed"):
+                    parts[found.held_out][found.texts] = None
+                    by_field[source.name]["composed"] = by_field[source.name].get("composed", 0) + 1
         for held_out, part in ((False, "train"), (True, "valid")):
             lines = [texts for texts in parts[held_out] if not (held_out and texts in parts[False])]
             random.Random(f"{seed}/{kind}/{part}").shuffle(lines)

@@ -1,4 +1,4 @@
-"""A service whose answers a test writes: the real page and its files, and a /generate that does as it is told."""
+"""A service whose answers a test writes: the real page and its files, and a /generate and a /chat that do as they are told."""
 
 from __future__ import annotations
 
@@ -49,6 +49,22 @@ class Reply:
             result |= {"order": order, "scores": [self.scores[i] for i in order]}
         return [*rounds, last + _event(result) + b"data: [DONE]\n\n"]
 
+    def chat_rounds(self, fields: Fields) -> list[bytes]:
+        """The stream of /chat in portions: the first candidate is the answer."""
+        best = next(iter(self.candidates), "")
+        said = [{"role": "user", "content": fields["question"]}, {"role": "assistant", "content": best}]
+        last = {
+            "answer": best,
+            "finish_reason": "stop",
+            "history": [*fields["history"], *said],
+            "turns_read": 0,
+            "seed": 1,
+            "time": 0.01,
+            "candidates": [{"text": text, "score": -1.0, "finish_reason": "stop"} for text in self.candidates],
+        }
+        pieces = [_event({"text": piece}) for piece in _PIECE.findall(best)]
+        return [*pieces, _event(last) + b"event: end\ndata: [DONE]\n\n"]
+
 
 def _event(value: Fields) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
@@ -97,6 +113,7 @@ class ScriptedService:
         for method, path, handler in pages.routes():
             app.router.add_route(method, path, handler)
         app.router.add_post("/generate", self._generate)
+        app.router.add_post("/chat", self._generate)
         guards.add_cors(app, ServeSettings())
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
@@ -115,15 +132,15 @@ class ScriptedService:
         reply = self.answer(fields)
         try:
             await asyncio.sleep(reply.before_s)
-            return await self._stream(request, reply) if reply.status == 200 else _refusal(reply)
+            return await self._stream(request, reply, fields) if reply.status == 200 else _refusal(reply)
         except (asyncio.CancelledError, ConnectionResetError):
             self.left.append(fields)
             raise
 
-    async def _stream(self, request: web.Request, reply: Reply) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, reply: Reply, fields: Fields) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for portion in reply.rounds():
+        for portion in reply.chat_rounds(fields) if "question" in fields else reply.rounds():
             if reply.stepwise:
                 await self._steps.acquire()
             await response.write(portion)

@@ -14,7 +14,7 @@ from promptgen.config import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-m", "promptgen.cli"]
-COMMANDS = ["serve", "generate", "expand", "vocab", "prepare", "train", "validate"]
+COMMANDS = ["serve", "generate", "chat", "expand", "vocab", "prepare", "train", "validate"]
 TOPICS = ["高血压", "糖尿病", "失眠", "春天", "英语", "红烧肉", "北京", "hello world", "Python", "2026年"]
 PATTERNS = [
     "{}要注意什么？",

@@ -73,9 +73,9 @@ def test_every_status_of_the_contract_is_told() -> None:
 
 def test_keys_are_asked_for_where_the_guard_asks() -> None:
     for path, item in document(needs_key=True)["paths"].items():
-        for operation in item.values():
+        for method, operation in item.items():
             schemes = [name for alternative in operation["security"] for name in alternative]
-            assert schemes == ([] if path in OPEN else ["bearer", "apiKey"])
+            assert schemes == ([] if path in OPEN or (method, path) == ("get", "/chat") else ["bearer", "apiKey"])
     assert {} in DOCUMENT["paths"]["/generate"]["post"]["security"]
 
 
@@ -112,6 +112,18 @@ def test_the_events_of_a_stream_are_as_the_document_says(server: Server, details
     for event in events:
         check(event, "StreamEvent")
     assert ("candidates" in events[-1]) is details
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_the_answers_of_a_chat_are_as_the_document_says(server: Server, samples: int) -> None:
+    asked = {"question": "高血压要注意什么？", "samples": samples}
+    answer = server.post(asked, path="/chat").json
+    check(answer, "ChatAnswer")
+    assert ("candidates" in answer) is (samples > 1)
+    reply = server.post({**asked, "stream": True}, path="/chat")
+    lines = [line.removeprefix("data: ") for line in reply.body.decode().split("\n\n") if line.startswith("data: ")]
+    for line in lines:
+        check(json.loads(line), "ChatStreamEvent")
 
 
 @pytest.mark.parametrize(

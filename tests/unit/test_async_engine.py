@@ -18,6 +18,7 @@ from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure, FileFault, Overloaded
 from promptgen.generation.async_engine import AsyncEngine, Delta
 from promptgen.generation.candidates import Finished, Piece
+from promptgen.generation.dialogue import Dialogue
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.healing import Healer
@@ -61,7 +62,8 @@ def loader(pause_s: float = 0.0) -> Callable[[EngineSettings], OpenModel]:
         )
         engine = SlowEngine(memory, EagerGpt2(memory, weights), max_queue=settings.max_queue)
         engine.pause_s = pause_s
-        return OpenModel(TOKENIZER, Healer(TOKENIZER), engine, ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2))
+        info = ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2)
+        return OpenModel(TOKENIZER, Healer(TOKENIZER), engine, info, Dialogue(TOKENIZER, 64))
 
     return load
 

@@ -210,3 +210,29 @@ def test_a_request_is_complete_with_its_last_candidate() -> None:
     candidates.take(finish(0, "stop"))
     assert candidates.is_complete
     assert [candidate.completion for candidate in candidates.answer().candidates] == ["", ""]
+
+
+def test_given_ids_are_read_as_they_are_and_candidates_start_after_the_given_text() -> None:
+    ids, ends = (IDS["[CLS]"], IDS["hello"], IDS["[SEP]"]), (IDS["[SEP]"],)
+    asked = TextRequest("", 1, 5, prompt_ids=ids, end_ids=ends)
+    candidates, shown = taken(asked, [*tokens(0, "world", "，"), finish(0, "stop")])
+    (part,) = candidates.requests
+    assert (part.prompt_ids, part.end_ids, part.branches) == (ids, ends, ())
+    assert candidates.num_prompt_tokens == len(ids)
+    assert [delta.text for delta in shown if isinstance(delta, Piece)] == ["world", "，"]
+    _, after_a_word = taken(replace(asked, prompt="hello"), [*tokens(0, "world"), finish(0, "stop")])
+    assert [delta.text for delta in after_a_word if isinstance(delta, Piece)] == [" world"]
+
+
+def test_given_ids_are_not_healed() -> None:
+    asked = TextRequest("hello wor", prompt_ids=(IDS["[CLS]"], IDS["hello"]), rank="none")
+    (part,) = CandidateSet(TOKENIZER, asked).requests
+    assert part.branches == ()
+
+
+def test_choices_are_scored_after_given_ids() -> None:
+    ids = (IDS["[CLS]"], IDS["[SEP]"])
+    asked = TextRequest("", choices=("高血压要注意", "hello"), prompt_ids=ids)
+    parts = CandidateSet(TOKENIZER, asked).requests
+    assert [part.prompt_ids for part in parts] == [ids, ids]
+    assert [part.forced_ids for part in parts] == [(IDS["高血压"], IDS["要"], IDS["注意"]), (IDS["hello"],)]

@@ -72,7 +72,7 @@ def test_a_failure_is_that_of_its_caller_and_leaves_nothing_behind() -> None:
 
     def load(settings: EngineSettings) -> OpenModel:
         model = open_model(settings)
-        return OpenModel(model.tokenizer, model.healer, model.engine, model.info, None, Broken())  # type: ignore[arg-type]
+        return OpenModel(model.tokenizer, model.healer, model.engine, model.info, model.dialogue, embedder=Broken())  # type: ignore[arg-type]
 
     async def scenario() -> None:
         engine = AsyncEngine(SETTINGS, load)

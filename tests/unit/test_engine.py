@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -340,6 +341,24 @@ def test_end_token_drawn_first_gives_an_empty_candidate(small: Path) -> None:
         FinishEvent(0, 0, "stop", 0.0, first),
         FinishEvent(0, 1, "stop", 0.0, first),
     ]
+
+
+def test_further_end_ids_end_the_candidates_of_their_request_alone(small: Path) -> None:
+    sampling = Sampling(temperature=2.0, top_k=0, seed=12)
+    plain = GenerationRequest((4, 5), 2, 10, sampling, True)
+    endless = run_all(new_engine(small, end_id=NEVER), [plain])
+    ids = endless.token_ids[0, 0]
+    end = next(token_id for index, token_id in enumerate(ids) if index >= 3 and token_id not in ids[:index])
+    ending = replace(plain, end_ids=(end,))
+    requests = [ending, plain, replace(ending, ignore_end=True)]
+    collected = run_all(new_engine(small, end_id=NEVER), requests)
+    assert collected.token_ids[0, 0] == ids[: ids.index(end)]
+    assert collected.reasons[0, 0] == "stop"
+    assert collected.token_ids[1, 0] == ids
+    assert collected.reasons[2, 0] == "length"
+    assert end not in collected.token_ids[2, 0]
+    (finish,) = [e for e in collected.events if isinstance(e, FinishEvent) and (e.request_id, e.sample) == (0, 0)]
+    assert finish.logprob == pytest.approx(endless.logprobs[0, 0][ids.index(end)], abs=1e-4)
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 7, 29])

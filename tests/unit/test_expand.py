@@ -342,8 +342,10 @@ def test_real_corpus_is_large_and_distinct(real_corpus: RealCorpus) -> None:
 
 def test_real_dialogues_are_many_and_distinct(real_corpus: RealCorpus) -> None:
     train, valid = (list(read_documents([real_corpus.folder / f"dialogues.{name}.txt"])) for name in ("train", "valid"))
-    assert len({*train, *valid}) == len(train) + len(valid) >= 20_000
-    assert all(document.is_dialogue and len(document.turns) in (2, 4, 6) for document in train + valid)
+    assert len({*train, *valid}) == len(train) + len(valid) >= 40_000
+    assert all(document.is_dialogue and len(document.turns) in (2, 4, 6, 8) for document in train + valid)
+    totals = json.loads((real_corpus.folder / "meta.json").read_text(encoding="utf-8"))
+    assert totals["by_field"]["health"]["composed"] >= 40_000
 
 
 def test_no_real_pattern_dominates(real_corpus: RealCorpus) -> None:

@@ -44,12 +44,12 @@ def ask(path: str, method: str = "GET", settings: Mapping[str, Any] = {}, **head
 
 def test_every_file_of_the_folder_is_served_and_nothing_else() -> None:
     names = {path.name for path in FOLDER.iterdir()}
-    assert {path.rpartition("/")[2] or "index.html" for path in pages.PATHS} == names
+    assert sorted(pages.FILES.values()) == sorted(names)
 
 
 @pytest.mark.parametrize("path", sorted(pages.PATHS))
 def test_what_a_file_refers_to_is_served(path: str) -> None:
-    name = path.rpartition("/")[2] or "index.html"
+    name = pages.FILES[path]
     addresses = {
         found for pair in ADDRESSES.findall((FOLDER / name).read_text(encoding="utf-8")) for found in pair if found
     }
@@ -63,6 +63,7 @@ def test_what_a_file_refers_to_is_served(path: str) -> None:
     ("path", "content_type"),
     [
         ("/", "text/html"),
+        ("/chat", "text/html"),
         ("/promptgen.js", "text/javascript"),
         ("/pages/app.js", "text/javascript"),
         ("/pages/common.css", "text/css"),
@@ -88,12 +89,13 @@ def test_a_file_that_is_known_is_not_sent_again() -> None:
     assert ask("/pages/box.js").headers["ETag"] != etag
 
 
-def test_the_policy_of_the_page_allows_nothing_inline_and_nothing_foreign() -> None:
-    policy = dict(part.split(" ", 1) for part in ask("/").headers["Content-Security-Policy"].split("; "))
+@pytest.mark.parametrize("path", ["/", "/chat"])
+def test_the_policy_of_a_page_allows_nothing_inline_and_nothing_foreign(path: str) -> None:
+    policy = dict(part.split(" ", 1) for part in ask(path).headers["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == "'none'"
     assert set(policy.values()) <= {"'none'", "'self'", "'script'"}
     assert policy["require-trusted-types-for"] == "'script'"
-    text = (FOLDER / "index.html").read_text(encoding="utf-8")
+    text = (FOLDER / pages.FILES[path]).read_text(encoding="utf-8")
     assert not re.search(r"\sstyle=|\son[a-z]+=|<style|<script(?![^>]*\ssrc=)|https?://", text)
 
 

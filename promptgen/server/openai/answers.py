@@ -145,7 +145,7 @@ class ChatDelta(_Answer):
     finish_reason: FinishReason | None
 
 
-class ChatAnswer(_Head):
+class ChatCompletion(_Head):
     """The answer of POST /v1/chat/completions."""
 
     object: Literal["chat.completion"]
@@ -153,7 +153,7 @@ class ChatAnswer(_Head):
     usage: TokenUsage
 
 
-class ChatChunk(_Head):
+class ChatCompletionChunk(_Head):
     """One event of a streamed answer."""
 
     object: Literal["chat.completion.chunk"]

@@ -10,13 +10,13 @@ from aiohttp import web
 from promptgen.errors import ContextLengthExceeded
 from promptgen.generation.async_engine import Delta
 from promptgen.generation.candidates import Finished, Piece, Withdrawn
-from promptgen.generation.dialogue import Message, dialogue_prompt
+from promptgen.generation.dialogue import Message
 from promptgen.generation.request import Answer, TextRequest, TokenDetail
 from promptgen.server.body import read_json_object
 from promptgen.server.handlers import SETTINGS, json_response
 from promptgen.server.openai import common
 from promptgen.server.openai.common import Served
-from promptgen.server.openai.models import ChatBody, ChatMessage, parse
+from promptgen.server.openai.models import ChatCompletionBody, ChatMessage, parse
 from promptgen.server.openai.streaming import Chunk, stream_chunks
 from promptgen.server.outcome import OUTCOME
 
@@ -25,7 +25,7 @@ MAX_RESERVED = 0.5  # of the window, kept free of history for the answer
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     fields = await read_json_object(request, request.app[SETTINGS].body_timeout_s)
-    body = parse(ChatBody, fields)
+    body = parse(ChatCompletionBody, fields)
     body.check()
     on = common.served(request, body.model)
     prompt_ids = await _prompt_ids(on, body)
@@ -39,17 +39,17 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return json_response(request, writer.whole(answer))
 
 
-async def _prompt_ids(on: Served, body: ChatBody) -> tuple[int, ...]:
+async def _prompt_ids(on: Served, body: ChatCompletionBody) -> tuple[int, ...]:
     """The last turns that leave room for an answer. Raises HttpFault 400 when the last message alone does not."""
-    tokenizer, window = on.tokenizer, on.info.window
+    dialogue, window = on.engine.dialogue, on.info.window
     most = int(window * MAX_RESERVED)
     reserved = most if body.most_tokens is None else min(body.most_tokens, most)
     messages = [_message(message) for message in body.messages]
     try:
         return tuple(
             await common.aside(
-                sum(len(message.text) for message in messages),
-                lambda: dialogue_prompt(tokenizer, messages, window - reserved),
+                sum(len(message.content) for message in messages),
+                lambda: dialogue.prompt(messages, reserved),
             )
         )
     except ContextLengthExceeded as fault:
@@ -57,10 +57,10 @@ async def _prompt_ids(on: Served, body: ChatBody) -> tuple[int, ...]:
 
 
 def _message(message: ChatMessage) -> Message:
-    return Message("system" if message.role == "developer" else message.role, message.text)
+    return Message(message.role, message.text)
 
 
-def _ask(on: Served, body: ChatBody, prompt_ids: tuple[int, ...]) -> TextRequest:
+def _ask(on: Served, body: ChatCompletionBody, prompt_ids: tuple[int, ...]) -> TextRequest:
     """max_tokens is a bound, and the end of the window another."""
     room = on.info.window - len(prompt_ids)
     return TextRequest(
@@ -76,7 +76,7 @@ def _ask(on: Served, body: ChatBody, prompt_ids: tuple[int, ...]) -> TextRequest
         rank=body.rank,
         min_new_tokens=body.min_tokens,
         prompt_ids=prompt_ids,
-        end_ids=(on.tokenizer.separator_id,),
+        end_ids=on.engine.dialogue.end_ids,
         token_bias=common.bias_of(body, on.info),
         num_top=body.num_top,
     )
@@ -85,7 +85,7 @@ def _ask(on: Served, body: ChatBody, prompt_ids: tuple[int, ...]) -> TextRequest
 class _Writer:
     """The answer in OpenAI's shapes: whole, or in chunks."""
 
-    def __init__(self, body: ChatBody, num_prompt: int, head: dict[str, Any]) -> None:
+    def __init__(self, body: ChatCompletionBody, num_prompt: int, head: dict[str, Any]) -> None:
         self._body, self._num_prompt, self._head = body, num_prompt, head
         self._num_completion = 0
         self._num_sent = [0] * body.n  # tokens of each choice

@@ -21,7 +21,7 @@ from promptgen.generation.loader import ModelInfo
 from promptgen.generation.request import Answer, Sampling, ScoredToken, TextRequest
 from promptgen.server.faults import HttpFault
 from promptgen.server.handlers import ENGINE, SETTINGS
-from promptgen.server.openai.models import ChatBody, CompletionBody, check_ids
+from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, check_ids
 from promptgen.server.outcome import CALLER
 from promptgen.text.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ def served(request: web.Request, model: str | None) -> Served:
     return Served(engine, info, request.app[SETTINGS].request_timeout_s, request.get(CALLER, ""))
 
 
-def sampling_of(body: CompletionBody | ChatBody, info: ModelInfo) -> Sampling:
+def sampling_of(body: CompletionBody | ChatCompletionBody, info: ModelInfo) -> Sampling:
     """The model's own settings where the body says nothing."""
     drawn = info.sampling.with_(
         seed=secrets.randbits(53) if body.seed is None else body.seed,
@@ -68,7 +68,7 @@ def sampling_of(body: CompletionBody | ChatBody, info: ModelInfo) -> Sampling:
     return drawn.with_penalties(body.presence_penalty, body.frequency_penalty)
 
 
-def bias_of(body: CompletionBody | ChatBody, info: ModelInfo) -> tuple[tuple[int, float], ...]:
+def bias_of(body: CompletionBody | ChatCompletionBody, info: ModelInfo) -> tuple[tuple[int, float], ...]:
     """Raises HttpFault 400 for a token that the vocabulary does not have."""
     bias = tuple((int(token_id), value) for token_id, value in body.logit_bias.items())
     check_ids([token_id for token_id, _ in bias], info.vocabulary, "logit_bias")

@@ -176,7 +176,7 @@ class ChatMessage(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatBody(_Sampled):
+class ChatCompletionBody(_Sampled):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024, description="the dialogue so far")]
@@ -230,12 +230,12 @@ class EmbeddingBody(BaseModel):
 # For each route: fields that change nothing here, and fields that would, with the values that ask for nothing.
 IGNORED: Mapping[type[BaseModel], tuple[str, ...]] = {
     CompletionBody: _BOOKKEEPING,
-    ChatBody: (*_BOOKKEEPING, "parallel_tool_calls", "prediction"),
+    ChatCompletionBody: (*_BOOKKEEPING, "parallel_tool_calls", "prediction"),
     EmbeddingBody: ("user",),
 }
 REFUSED: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
     CompletionBody: {"suffix": (None, "")},
-    ChatBody: {
+    ChatCompletionBody: {
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),

@@ -5,6 +5,8 @@
  *
  *     const client = new Promptgen("http://127.0.0.1:5005", { key });
  *     const candidates = await client.suggest("高血压要", { samples: 5, maxlength: 15, onUpdate: show });
+ *     const { answer, history } = await client.ask("高血压要注意什么？", { onPiece: append });
+ *     const next = await client.ask("那饮食呢？", { history });
  *
  * A candidate is { index, text, finishReason, score }: `text` goes on where the context ends, `finishReason` is null until
  * it is complete, `score` (the mean log-probability of its words, higher is better) is null until the answer is.
@@ -26,12 +28,12 @@ export class PromptgenError extends Error {
 }
 
 export class Promptgen {
-  #generate;
+  #base;
   #headers;
 
   /** `baseUrl` is where the service is, by default where this module came from. `key` is sent if there is one. */
   constructor(baseUrl = new URL(".", import.meta.url), { key = "" } = {}) {
-    this.#generate = new URL(`${String(baseUrl).replace(/\/+$/, "")}/generate`, import.meta.url);
+    this.#base = new URL(`${String(baseUrl).replace(/\/+$/, "")}/`, import.meta.url);
     this.#headers = new Headers({ "Content-Type": "application/json" });
     if (key) this.#headers.set("Authorization", `Bearer ${key}`);
   }
@@ -43,7 +45,7 @@ export class Promptgen {
    */
   async suggest(context, { signal, onUpdate, ...fields } = {}) {
     const body = JSON.stringify({ ...fields, context, stream: true, echo: false });
-    const response = await this.#post(body, signal);
+    const response = await this.#post("generate", body, signal);
     const answer = new Answer();
     for await (const events of readEvents(response, signal)) {
       for (const event of events) answer.add(event);
@@ -53,15 +55,34 @@ export class Promptgen {
     return answer.candidates;
   }
 
+  /**
+   * An answer to `question`, after `history`: the { role, content } of what was said before, which an earlier answer gave.
+   * `onPiece(text)` is called as it comes. What is returned is that of POST /chat: { answer, candidates, history, ... }.
+   * Throws PromptgenError, or AbortError.
+   */
+  async ask(question, { history = [], signal, onPiece, ...fields } = {}) {
+    const body = JSON.stringify({ ...fields, question, history, stream: true });
+    const response = await this.#post("chat", body, signal);
+    let answer = null;
+    for await (const events of readEvents(response, signal)) {
+      for (const event of events) {
+        if ("answer" in event) answer = event;
+        else onPiece?.(event.text);
+      }
+    }
+    if (!answer) throw interrupted();
+    return { ...answer, history: answer.history ?? [...history, ...turn(question, answer.answer)] };
+  }
+
   /** One text being typed: see Session. `fields` go with each of its calls. */
   session(fields = {}) {
     return new Session(this, fields);
   }
 
-  async #post(body, signal) {
+  async #post(path, body, signal) {
     let response;
     try {
-      response = await fetch(this.#generate, { method: "POST", headers: this.#headers, body, signal });
+      response = await fetch(new URL(path, this.#base), { method: "POST", headers: this.#headers, body, signal });
     } catch (cause) {
       signal?.throwIfAborted();
       throw new PromptgenError("the service cannot be reached", { code: "unreachable", cause });
@@ -151,6 +172,10 @@ export class Answer {
     this.#order = order ?? null;
     this.complete = true;
   }
+}
+
+function turn(question, answer) {
+  return [{ role: "user", content: question }, { role: "assistant", content: answer }];
 }
 
 /** An id that nobody guesses. randomUUID is kept from pages without TLS, getRandomValues is not. */

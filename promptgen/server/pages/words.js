@@ -4,6 +4,7 @@ export const words = {
   en: {
     title: "promptgen · several ways a prompt could go on",
     language: "中文",
+    ask: "Ask",
     theme: "Dark",
     settings: "Settings",
     history: "Prompts taken",
@@ -57,6 +58,7 @@ export const words = {
   "zh-CN": {
     title: "promptgen · 写个开头，看它怎么接",
     language: "English",
+    ask: "问答",
     theme: "深色",
     settings: "设置",
     history: "用过的提示词",

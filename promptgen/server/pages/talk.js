@@ -1,0 +1,145 @@
+/** What was said, and the answer that is being given. Kept in this browser across reloads. Knows no document. */
+
+import { kept } from "./store.js";
+
+const SAMPLES = 4; // answers to choose from
+const MOST_TURNS = 100; // kept
+const TURNS_SENT = 6; // the service reads the newest few
+
+/**
+ * @typedef {{question: string, answers: string[], chosen: number}} Turn   never changed: another one takes its place
+ * @typedef {{turns: Turn[], pending: ?{question: string, text: string, replaces: ?Turn}, fault: ?Error}} View
+ */
+
+export class Talk {
+  #client;
+  #onView;
+  #onReturn;
+  #turns = [kept.get("talk")].flat().filter(isTurn);
+  #pending = null;
+  #running = null;
+  #fault = null;
+
+  /** `onView(view, what)` is called whenever there is something else to show; `onReturn(question)` when it was not answered. */
+  constructor(client, { onView, onReturn }) {
+    this.#client = client;
+    this.#onView = onView;
+    this.#onReturn = onReturn;
+  }
+
+  get isAnswering() {
+    return this.#pending !== null;
+  }
+
+  useClient(client) {
+    this.#client = client;
+    this.#show("", { fault: null });
+  }
+
+  /** Shows what was said before this page was opened. */
+  show() {
+    this.#show("");
+  }
+
+  ask(question) {
+    return this.#answer({ question, text: "", replaces: null }, this.#turns);
+  }
+
+  /** Another answer to the last question; the older ones can still be chosen. */
+  again() {
+    const last = this.#turns.at(-1);
+    return last && this.#answer({ question: last.question, text: "", replaces: last }, this.#turns.slice(0, -1));
+  }
+
+  /** What came of the answer stays; without a word of it the question goes back to who asked. */
+  stop() {
+    this.#running?.abort();
+  }
+
+  /** Another of the last turn's answers takes the place of the one that is shown. */
+  choose(index) {
+    if (this.isAnswering) return;
+    this.#keep([...this.#turns.slice(0, -1), { ...this.#turns.at(-1), chosen: index }]);
+    this.#show("chosen");
+  }
+
+  clear() {
+    this.stop();
+    this.#running = this.#pending = null; // nothing of it comes back
+    this.#keep([]);
+    this.#show("cleared", { fault: null });
+  }
+
+  async #answer(pending, before) {
+    if (this.isAnswering) return;
+    const running = (this.#running = new AbortController());
+    const isCurrent = () => this.#running === running;
+    this.#pending = pending;
+    this.#show("answering", { fault: null });
+    try {
+      const { answer, candidates = [] } = await this.#client.ask(pending.question, {
+        history: before.slice(-TURNS_SENT).flatMap(saidIn),
+        samples: SAMPLES,
+        signal: running.signal,
+        onPiece: (text) => isCurrent() && this.#grow(text),
+      });
+      if (!isCurrent()) return;
+      const answers = [answer, ...candidates.map(({ text }) => text), ...(pending.replaces?.answers ?? [])];
+      this.#finish(before, answers.filter(isNew), answer === "" ? "noAnswer" : "answered");
+    } catch (fault) {
+      if (isCurrent()) this.#fail(before, fault);
+    }
+  }
+
+  #grow(text) {
+    this.#pending = { ...this.#pending, text: this.#pending.text + text };
+    this.#show("growing");
+  }
+
+  #finish(before, answers, what) {
+    const { question, replaces } = this.#pending;
+    this.#pending = null;
+    if (answers.length > 0) this.#keep([...before, { question, answers, chosen: 0 }]);
+    else if (!replaces) this.#onReturn(question);
+    this.#show(what);
+  }
+
+  #fail(before, fault) {
+    const isStopped = fault.name === "AbortError";
+    const { question, text, replaces } = this.#pending;
+    if (isStopped && text !== "") {
+      this.#finish(before, [text, ...(replaces?.answers ?? [])].filter(isNew), "stopped");
+      return;
+    }
+    this.#pending = null;
+    if (!replaces) this.#onReturn(question);
+    this.#show(isStopped ? "stopped" : "failed", { fault: isStopped ? null : fault });
+  }
+
+  #keep(turns) {
+    this.#turns = turns.slice(-MOST_TURNS);
+    kept.set("talk", this.#turns.length > 0 ? this.#turns : null);
+  }
+
+  #show(what, { fault = this.#fault } = {}) {
+    this.#fault = fault;
+    this.#onView({ turns: this.#turns, pending: this.#pending, fault }, what);
+  }
+}
+
+function saidIn({ question, answers, chosen }) {
+  return [
+    { role: "user", content: question },
+    { role: "assistant", content: answers[chosen] },
+  ];
+}
+
+function isNew(text, index, all) {
+  return text !== "" && all.indexOf(text) === index;
+}
+
+/** Whether what was kept is what this version would keep. */
+function isTurn(turn) {
+  const { question, answers, chosen } = turn ?? {};
+  return typeof question === "string" && Array.isArray(answers) && answers.every((text) => typeof text === "string") && chosen in answers;
+}

@@ -96,6 +96,7 @@ class QuestionTooLong(ContextLengthExceeded):
             f"but this model's window holds {max_window}; shorten the question or lower max_new_tokens",
             param="question",
         )
+        self.num_prompt_tokens, self.num_new_tokens, self.window = num_prompt_tokens, num_new_tokens, max_window
 
 
 class Overloaded(RequestError):

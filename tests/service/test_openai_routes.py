@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from promptgen.generation.dialogue import MAX_TURNS
 from tests.service.conftest import Server
 
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
@@ -234,13 +235,15 @@ def test_history_is_read_and_what_does_not_fit_is_left_out_turn_by_turn(server: 
     question = "那饮食要注意什么？"
     counts = [
         ask(server, CHAT, messages=user(*["高血压怎么办？", "要少吃盐，多运动。"] * turns, question), max_tokens=1)["usage"]["prompt_tokens"]
-        for turns in (0, 1, 2, 60, 61)
+        for turns in (0, 1, 2, MAX_TURNS, MAX_TURNS + 1, 60)
     ]  # fmt: skip
     step = counts[1] - counts[0]
     assert counts[2] - counts[1] == step
-    assert counts[3] == counts[4] <= server.window - 1
-    assert (counts[3] - counts[0]) % step == 0
-    assert counts[3] + step > server.window - 1
+    assert counts[3] == counts[4] == counts[5] == counts[0] + MAX_TURNS * step
+    long = user("高血压怎么办？", "要少吃盐，" * 40, question, "好。", question)
+    newest = user(question, "好。", question)
+    prompts = [ask(server, CHAT, messages=m, max_tokens=1)["usage"]["prompt_tokens"] for m in (long, newest)]
+    assert prompts[0] == prompts[1] < server.window
     for role in ("system", "developer"):
         with_system = [{"role": role, "content": "你是医生。"}, *user(question)]
         assert ask(server, CHAT, messages=with_system, max_tokens=1)["usage"]["prompt_tokens"] == counts[0]

@@ -240,7 +240,7 @@ def test_history_is_read_and_what_does_not_fit_is_left_out_turn_by_turn(server: 
     step = counts[1] - counts[0]
     assert counts[2] - counts[1] == step
     assert counts[3] == counts[4] == counts[5] == counts[0] + MAX_TURNS * step
-    long = user("高血压怎么办？", "要少吃盐，" * 40, question, "好。", question)
+    long = user("高血压怎么办？", "要少吃盐，" * 80, question, "好。", question)
     newest = user(question, "好。", question)
     prompts = [ask(server, CHAT, messages=m, max_tokens=1)["usage"]["prompt_tokens"] for m in (long, newest)]
     assert prompts[0] == prompts[1] < server.window

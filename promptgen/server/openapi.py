@@ -16,6 +16,8 @@ import promptgen
 from promptgen.server import answers, pages
 from promptgen.server.chat import ChatBody
 from promptgen.server.guards import is_open_without_key
+from promptgen.server.openai import answers as openai
+from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, EmbeddingBody
 from promptgen.server.schema import GenerateBody
 from promptgen.server.text_routes import DetokenizeBody, TokenizeBody
 
@@ -24,7 +26,7 @@ PLAIN = "text/plain; version=0.0.4"
 _MODE: Literal["validation"] = "validation"
 _REF = "#/components/schemas/{model}"
 _EVENTS_TEXT = (
-    "With `stream: true`: lines `data: ` + JSON, each a StreamEvent, then `data: [DONE]`. The joined texts of an index are its result. "
+    "With `stream: true`: lines `data: ` + JSON, each a {event}, then `data: [DONE]`. The joined texts of an index are its result. "
     "Lines that begin with a colon are to be ignored."
 )
 _CHAT_EVENTS_TEXT = (
@@ -116,6 +118,22 @@ OPERATIONS = (
         "POST", "/detokenize", "text", "The text of tokens.",
         {JSON: answers.DetokenizeAnswer}, DetokenizeBody, example={"ids": [120, 121, 122]},
     ),
+    Operation("GET", "/v1/models", "openai", "The models that are served.", {JSON: openai.ModelList}, faults=(503,)),
+    Operation("GET", "/v1/models/{model}", "openai", "One of them.", {JSON: openai.ModelEntry}, faults=(404, 503)),
+    Operation(
+        "POST", "/v1/completions", "openai", "Completions as OpenAI has them.",
+        {JSON: openai.CompletionAnswer, EVENTS: openai.CompletionChunk}, CompletionBody, (404, 504),
+        example={"prompt": "高血压要注意", "n": 2, "max_tokens": 20},
+    ),
+    Operation(
+        "POST", "/v1/chat/completions", "openai", "Answers in a dialogue, as OpenAI has them.",
+        {JSON: openai.ChatCompletion, EVENTS: openai.ChatCompletionChunk}, ChatCompletionBody, (404, 504),
+        example={"messages": [{"role": "user", "content": "高血压要注意什么？"}]},
+    ),
+    Operation(
+        "POST", "/v1/embeddings", "openai", "Texts as vectors, as OpenAI has them.",
+        {JSON: openai.EmbeddingsAnswer}, EmbeddingBody, (404, 504), example={"input": ["高血压", "血压高"]},
+    ),
     Operation(
         "GET", "/health", "state", "Whether the process answers or can still come to answer.",
         {JSON: answers.StateAnswer}, otherwise={503: answers.StateAnswer},
@@ -182,6 +200,8 @@ def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
     }
     if operation.path == PAGE_FILES:
         result["parameters"].append({"name": "file", "in": "path", "required": True, "schema": _PAGE_FILE})
+    if "{model}" in operation.path:
+        result["parameters"].append({"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
     if operation.has_ascii:
         result["parameters"].append({"$ref": "#/components/parameters/ascii"})
     if operation.takes is not None:
@@ -199,10 +219,13 @@ def _success(operation: Operation) -> dict[str, Any]:
     headers = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
     description = operation.summary
     if EVENTS in content:
-        description = operation.events_text
-        content[EVENTS]["schema"] |= {
+        event = operation.gives[EVENTS]
+        name = operation.event if event is None else event.__name__
+        description = operation.events_text.format(event=name)
+        content[EVENTS]["schema"] = {
+            "type": "string",
             "description": description,
-            "x-event": {"$ref": _REF.format(model=operation.event)},
+            "x-event": {"$ref": _REF.format(model=name)},
         }
         headers["Server-Timing"] = {"$ref": "#/components/headers/Server-Timing"}
     return {"description": description, "headers": headers, "content": content}

@@ -10,17 +10,17 @@ import pytest
 from pydantic import BaseModel
 
 from promptgen.server.faults import HttpFault
-from promptgen.server.openai.models import IGNORED, REFUSED, ChatBody, CompletionBody, EmbeddingBody, parse
+from promptgen.server.openai.models import IGNORED, REFUSED, ChatCompletionBody, CompletionBody, EmbeddingBody, parse
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
 ROUTES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionBody,
-    "/v1/chat/completions": ChatBody,
+    "/v1/chat/completions": ChatCompletionBody,
     "/v1/embeddings": EmbeddingBody,
 }
 LEAST: dict[type[BaseModel], dict[str, Any]] = {
     CompletionBody: {"prompt": "a"},
-    ChatBody: {"messages": [{"role": "user", "content": "a"}]},
+    ChatCompletionBody: {"messages": [{"role": "user", "content": "a"}]},
     EmbeddingBody: {"input": "a"},
 }
 EXTENSIONS = {"top_k", "repetition_penalty", "min_tokens", "ignore_eos", "heal", "distinct", "rank"}
@@ -121,6 +121,9 @@ def test_what_is_no_prompt_is_refused_with_what_one_is(given: Any) -> None:
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"distinct": True, "stream": True}, "distinct"),
+        ({"distinct": True, "logprobs": 1}, "distinct"),
+        ({"distinct": True, "presence_penalty": 1.0}, "distinct"),
+        ({"distinct": True, "frequency_penalty": 1.0}, "distinct"),
         ({"rank": "likelihood", "stream": True}, "rank"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1, "echo": True}, "max_tokens"),
@@ -177,20 +180,23 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 3, "min_tokens": 4}, "min_tokens"),
         ({"distinct": True, "stream": True}, "distinct"),
+        ({"distinct": True, "logprobs": True}, "distinct"),
+        ({"distinct": True, "presence_penalty": 1.0}, "distinct"),
+        ({"distinct": True, "frequency_penalty": 1.0}, "distinct"),
         ({"heal": True}, "heal"),
     ],
 )
 def test_faults_of_chat_name_their_field(fields: dict[str, Any], param: str) -> None:
-    assert refusal(ChatBody, **fields).param == param
+    assert refusal(ChatCompletionBody, **fields).param == param
 
 
 def test_a_message_may_be_parts_and_may_come_back_as_it_was_given() -> None:
     given = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "annotations": [], "audio": None}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    body = parse(ChatBody, {"messages": [{"role": "user", "content": parts, "name": "n"}, given]})
+    body = parse(ChatCompletionBody, {"messages": [{"role": "user", "content": parts, "name": "n"}, given]})
     assert [(m.role, m.text) for m in body.messages] == [("user", "ab"), ("assistant", "b")]
 
 
 def test_the_newer_name_of_the_bound_goes_over_the_older() -> None:
-    assert parse(ChatBody, message() | {"max_tokens": 5}).most_tokens == 5
-    assert parse(ChatBody, message() | {"max_tokens": 5, "max_completion_tokens": 7}).most_tokens == 7
+    assert parse(ChatCompletionBody, message() | {"max_tokens": 5}).most_tokens == 5
+    assert parse(ChatCompletionBody, message() | {"max_tokens": 5, "max_completion_tokens": 7}).most_tokens == 7

@@ -16,15 +16,16 @@ from promptgen.server.body import read_json_object
 from promptgen.server.handlers import SETTINGS, json_response
 from promptgen.server.openai import common
 from promptgen.server.openai.common import Served
-from promptgen.server.openai.models import ChatBody, ChatMessage, parse
+from promptgen.server.openai.models import ChatCompletionBody, ChatMessage, parse
 from promptgen.server.openai.streaming import Chunk, stream_chunks
+from promptgen.server.outcome import OUTCOME
 
 MAX_RESERVED = 0.5  # of the window, kept free of history for the answer
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     fields = await read_json_object(request, request.app[SETTINGS].body_timeout_s)
-    body = parse(ChatBody, fields)
+    body = parse(ChatCompletionBody, fields)
     body.check()
     on = common.served(request, body.model)
     prompt_ids = await _prompt_ids(on, body)
@@ -34,10 +35,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if body.stream:
         return await stream_chunks(request, on, asked, writer)
     (answer,) = await common.answers(on, asked)
+    request[OUTCOME].answer = answer
     return json_response(request, writer.whole(answer))
 
 
-async def _prompt_ids(on: Served, body: ChatBody) -> tuple[int, ...]:
+async def _prompt_ids(on: Served, body: ChatCompletionBody) -> tuple[int, ...]:
     """The last turns that leave room for an answer. Raises HttpFault 400 when the last message alone does not."""
     dialogue, window = on.engine.dialogue, on.info.window
     most = int(window * MAX_RESERVED)
@@ -58,7 +60,7 @@ def _message(message: ChatMessage) -> Message:
     return Message(message.role, message.text)
 
 
-def _ask(on: Served, body: ChatBody, prompt_ids: tuple[int, ...]) -> TextRequest:
+def _ask(on: Served, body: ChatCompletionBody, prompt_ids: tuple[int, ...]) -> TextRequest:
     """max_tokens is a bound, and the end of the window another."""
     room = on.info.window - len(prompt_ids)
     return TextRequest(
@@ -83,7 +85,7 @@ def _ask(on: Served, body: ChatBody, prompt_ids: tuple[int, ...]) -> TextRequest
 class _Writer:
     """The answer in OpenAI's shapes: whole, or in chunks."""
 
-    def __init__(self, body: ChatBody, num_prompt: int, head: dict[str, Any]) -> None:
+    def __init__(self, body: ChatCompletionBody, num_prompt: int, head: dict[str, Any]) -> None:
         self._body, self._num_prompt, self._head = body, num_prompt, head
         self._num_completion = 0
         self._num_sent = [0] * body.n  # tokens of each choice

@@ -21,7 +21,8 @@ from promptgen.generation.loader import ModelInfo
 from promptgen.generation.request import Answer, Sampling, ScoredToken, TextRequest
 from promptgen.server.faults import HttpFault
 from promptgen.server.handlers import ENGINE, SETTINGS
-from promptgen.server.openai.models import ChatBody, CompletionBody, check_ids
+from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, check_ids
+from promptgen.server.outcome import CALLER
 from promptgen.text.tokenizer import Tokenizer
 
 LONG_TEXT = 2000  # characters; work on more than this is moved off the loop
@@ -52,10 +53,10 @@ def served(request: web.Request, model: str | None) -> Served:
         raise HttpFault(
             404, "model_not_found", "no such model is served here; GET /v1/models lists those that are", param="model"
         )
-    return Served(engine, info, request.app[SETTINGS].request_timeout_s, request.get("caller", ""))
+    return Served(engine, info, request.app[SETTINGS].request_timeout_s, request.get(CALLER, ""))
 
 
-def sampling_of(body: CompletionBody | ChatBody, info: ModelInfo) -> Sampling:
+def sampling_of(body: CompletionBody | ChatCompletionBody, info: ModelInfo) -> Sampling:
     """The model's own settings where the body says nothing."""
     drawn = info.sampling.with_(
         seed=secrets.randbits(53) if body.seed is None else body.seed,
@@ -67,7 +68,7 @@ def sampling_of(body: CompletionBody | ChatBody, info: ModelInfo) -> Sampling:
     return drawn.with_penalties(body.presence_penalty, body.frequency_penalty)
 
 
-def bias_of(body: CompletionBody | ChatBody, info: ModelInfo) -> tuple[tuple[int, float], ...]:
+def bias_of(body: CompletionBody | ChatCompletionBody, info: ModelInfo) -> tuple[tuple[int, float], ...]:
     """Raises HttpFault 400 for a token that the vocabulary does not have."""
     bias = tuple((int(token_id), value) for token_id, value in body.logit_bias.items())
     check_ids([token_id for token_id, _ in bias], info.vocabulary, "logit_bias")
@@ -105,6 +106,20 @@ async def gathered(works: Sequence[Any]) -> list[Any]:
 async def answers(on: Served, asked: Sequence[TextRequest]) -> list[Answer]:
     """Whole answers of several requests, which run at the same time."""
     return await gathered([on.engine.answer(ask, first_token_timeout_s=on.timeout_s) for ask in asked])
+
+
+def combined(answers: Sequence[Answer]) -> Answer | None:
+    """Several answers of one request as one: what became of it, for the log and the metrics."""
+    if not answers:
+        return None
+    return Answer(
+        tuple(candidate for answer in answers for candidate in answer.candidates),
+        sum(answer.num_prompt_tokens for answer in answers),
+        max(answer.queue_s for answer in answers),
+        max(answer.prefill_s for answer in answers),
+        max(answer.decode_s for answer in answers),
+        num_unknown_tokens=sum(answer.num_unknown_tokens for answer in answers),
+    )
 
 
 async def merged(on: Served, asked: Sequence[TextRequest]) -> AsyncGenerator[tuple[int, Delta], None]:

@@ -18,6 +18,7 @@ from promptgen.server.openai import common
 from promptgen.server.openai.common import Served
 from promptgen.server.openai.models import CompletionBody, check_ids, parse
 from promptgen.server.openai.streaming import Chunk, stream_chunks
+from promptgen.server.outcome import OUTCOME
 from promptgen.server.sse import PIECE_CHARACTERS
 
 DEFAULT_MAX_TOKENS = 16
@@ -50,7 +51,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     writer = _Writer(body, prompts, common.head("text_completion", "cmpl", on), not asked)
     if body.stream:
         return await stream_chunks(request, on, asked, writer)
-    return json_response(request, writer.whole(await common.answers(on, asked)))
+    answers = await common.answers(on, asked)
+    request[OUTCOME].answer = common.combined(answers)
+    return json_response(request, writer.whole(answers))
 
 
 async def _prompts(on: Served, body: CompletionBody) -> list[Prompt]:

@@ -102,6 +102,8 @@ class _Sampled(BaseModel):
         if self.stream and (self.distinct or self.rank != "none"):
             param = "distinct" if self.distinct else "rank"
             raise _invalid(param, "needs all choices before the first is shown; it cannot be streamed")
+        if self.distinct and (self.presence_penalty or self.frequency_penalty):
+            raise _invalid("distinct", "does not go with presence_penalty or frequency_penalty")
 
 
 class CompletionBody(_Sampled):
@@ -134,6 +136,8 @@ class CompletionBody(_Sampled):
             raise _invalid("best_of", "must not be less than n")
         if self.stream and self.num_drawn > self.n:
             raise _invalid("best_of", "more than n cannot be streamed: the best are known at the end")
+        if self.distinct and self.logprobs is not None:
+            raise _invalid("distinct", "does not go with logprobs")
         if self.max_tokens == 0 and not self.echo:
             raise _invalid("max_tokens", "0 asks for nothing, unless with echo")
         if self.heal and (self.logprobs is not None or not all(isinstance(prompt, str) for prompt in self.prompts)):
@@ -172,7 +176,7 @@ class ChatMessage(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatBody(_Sampled):
+class ChatCompletionBody(_Sampled):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024, description="the dialogue so far")]
@@ -196,6 +200,8 @@ class ChatBody(_Sampled):
     def check(self) -> None:
         """Raises HttpFault for fields that do not go together."""
         self.check_stream()
+        if self.distinct and self.logprobs:
+            raise _invalid("distinct", "does not go with logprobs")
         if self.top_logprobs is not None and not self.logprobs:
             raise _invalid("top_logprobs", "needs logprobs: true")
         if self.most_tokens is not None and self.min_tokens > self.most_tokens:
@@ -224,12 +230,12 @@ class EmbeddingBody(BaseModel):
 # For each route: fields that change nothing here, and fields that would, with the values that ask for nothing.
 IGNORED: Mapping[type[BaseModel], tuple[str, ...]] = {
     CompletionBody: _BOOKKEEPING,
-    ChatBody: (*_BOOKKEEPING, "parallel_tool_calls", "prediction"),
+    ChatCompletionBody: (*_BOOKKEEPING, "parallel_tool_calls", "prediction"),
     EmbeddingBody: ("user",),
 }
 REFUSED: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
     CompletionBody: {"suffix": (None, "")},
-    ChatBody: {
+    ChatCompletionBody: {
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),

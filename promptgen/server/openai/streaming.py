@@ -17,10 +17,11 @@ from aiohttp import web
 
 from promptgen.errors import RequestError
 from promptgen.generation.async_engine import Delta
-from promptgen.generation.request import TextRequest
+from promptgen.generation.request import Answer, TextRequest
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
-from promptgen.server.openai.common import Served, merged
+from promptgen.server.openai.common import Served, combined, merged
+from promptgen.server.outcome import ID, OUTCOME, Outcome
 from promptgen.server.sse import HEARTBEAT_S, new_response, send, settle
 
 Chunk = dict[str, Any]
@@ -39,8 +40,8 @@ class Writer(Protocol):
 async def stream_chunks(
     request: web.Request, on: Served, asked: Sequence[TextRequest], writer: Writer
 ) -> web.StreamResponse:
-    response = new_response(request)
-    async with contextlib.aclosing(_events(on, asked, writer, ascii_only=wants_ascii(request))) as events:
+    response, outcome = new_response(request), request[OUTCOME]
+    async with contextlib.aclosing(_events(on, asked, writer, outcome, ascii_only=wants_ascii(request))) as events:
         first = await anext(events)
         try:
             await response.prepare(request)
@@ -48,17 +49,23 @@ async def stream_chunks(
             async for event in events:
                 await send(request, response, event)
         except ConnectionResetError:
-            _log.info("the reader of a stream left", extra={"request_id": request["id"]})
+            outcome.left = True
+            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
     return response
 
 
 async def _events(
-    on: Served, asked: Sequence[TextRequest], writer: Writer, *, ascii_only: bool
+    on: Served, asked: Sequence[TextRequest], writer: Writer, outcome: Outcome, *, ascii_only: bool
 ) -> AsyncGenerator[bytes, None]:
     """The stream as bytes to send. Raises RequestError only before the first of them."""
+    answers: list[Answer] = []
 
     def event(chunk: Chunk) -> bytes:
         return b"data: " + json.dumps(chunk, ensure_ascii=ascii_only).encode() + b"\n\n"
+
+    def fault_event(fault: HttpFault) -> bytes:
+        outcome.code = fault.code
+        return event(fault.body())
 
     async with contextlib.aclosing(merged(on, asked)) as deltas:
         first = await anext(deltas, None)
@@ -73,15 +80,18 @@ async def _events(
                 elif (item := pending.result()) is None:
                     break
                 else:
+                    if isinstance(item[1], Answer):
+                        answers.append(item[1])
                     pending = asyncio.ensure_future(anext(deltas, None))
                     if data := b"".join(map(event, writer.delta(*item))):
                         yield data
+            outcome.answer = combined(answers)
             yield b"".join(map(event, writer.end()))
         except RequestError as fault:
-            yield event(HttpFault.of(fault).body())
+            yield fault_event(HttpFault.of(fault))
         except Exception:
             _log.exception("a stream failed")
-            yield event(HttpFault(500, "internal_error", "something unforeseen happened; the log has more").body())
+            yield fault_event(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
         finally:
             await settle(pending)
     yield _DONE

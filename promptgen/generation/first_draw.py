@@ -11,14 +11,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from promptgen.generation.noise import gumbel, sequence_key
+from promptgen.generation.noise import gumbel_lines, sequence_key
 from promptgen.generation.request import GREEDY_BELOW, GenerationRequest, Sampling
 from promptgen.generation.scheduler import Pick
 
 Line = NDArray[np.float64]  # [V]
+CHUNK = 64  # scores of which the best is looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,9 @@ def draw_first(
     end_id: int,
 ) -> list[Pick]:
     """One pick for each sample. lines[b] [V] are the logits after branch b's path, `banned` [V] is -inf for what is never drawn."""
-    leaves, total = _leaves(request, lines, banned, end_id)
     sampling = request.sampling
+    number = max(samples) + 1 if request.distinct_first else max(len(samples), sampling.top_k or len(banned))
+    leaves, total = _leaves(request, lines, banned, end_id, number)
     if request.distinct_first:
         picked = _in_turn(leaves, samples)
     elif request.different:
@@ -60,47 +61,73 @@ def draw_first(
 
 
 def _leaves(
-    request: GenerationRequest, lines: Many[NDArray[np.float32]], banned: NDArray[np.float32], end_id: int
+    request: GenerationRequest,
+    lines: Many[NDArray[np.float32]],
+    banned: NDArray[np.float32],
+    end_id: int,
+    number: int,
 ) -> tuple[_Leaves, float]:
-    """All leaves, and the log-probability of those that spell what was typed, excluded or not."""
+    """The leaves, and the log-probability of those that spell what was typed, excluded or not. Of each branch at least the best `number`."""
     bias = banned.astype(np.float64)
     for token_id, own in request.bias:
         bias[token_id] += own
-    before: dict[tuple[int, ...], Line] = {}  # log-probabilities after each path
+    before: dict[tuple[int, ...], tuple[Line, float]] = {}  # logits after each path, and the logarithm of their sum
     reached: dict[tuple[int, ...], float] = {(): 0.0}  # log-probability of each path
     parts: list[_Leaves] = []
-    typed: list[Line] = []
+    typed: list[float] = []
     for index, (branch, line) in enumerate(zip(request.branches, lines, strict=True)):
         path, cover = branch.path_ids, branch.cover_ids
         allowed = line[: len(bias)] + bias
         if end_id >= 0 and (request.ignore_end or request.min_new_tokens > branch.num_new):
             allowed[end_id] = -np.inf
-        before[path] = _log_softmax(allowed)
+        whole = _log_sum(allowed)
+        before[path] = allowed, whole
         if path:
             given = (branch.path_logprobs or ())[1:]
             head = path[: len(path) - len(given)]  # spells what was typed, token by token from the other branches
-            reached[path] = reached[head[:-1]] + before[head[:-1]][head[-1]] + sum(given)
-        logprobs = reached[path] + before[path][cover]
-        scores = logprobs.copy()
+            above, sum_above = before[head[:-1]]
+            reached[path] = reached[head[:-1]] + above[head[-1]] - sum_above + sum(given)
+        if branch.path_logprobs is None:
+            typed.append(reached[path] + _log_sum(allowed[cover]) - whole)
+        scored, sum_scored = allowed, whole
         penalty = request.sampling.repetition_penalty
         if penalty != 1:
-            scores = reached[path] + _log_softmax(_penalized(allowed, [*request.prompt_ids, *path], penalty))[cover]
-        scores[np.isin(cover, branch.excluded_ids)] = -np.inf
-        parts.append(_Leaves(np.full(len(cover), index), cover, scores, logprobs))
-        if branch.path_logprobs is None:
-            typed.append(logprobs)
+            scored = _penalized(allowed, [*request.prompt_ids, *path], penalty)
+            sum_scored = _log_sum(scored)
+        if branch.excluded_ids:
+            scored = scored.copy()
+            scored[list(branch.excluded_ids)] = -np.inf
+        scores = scored[cover]
+        likely = _likely(scores, number)
+        token_ids = cover[likely]
+        parts.append(
+            _Leaves(
+                np.full(len(token_ids), index),
+                token_ids,
+                reached[path] + (scores[likely] - sum_scored),
+                reached[path] + (allowed[token_ids] - whole),
+            )
+        )
     columns = zip(*((part.branches, part.token_ids, part.scores, part.logprobs) for part in parts), strict=True)
-    return _Leaves(*map(np.concatenate, columns)), _log_sum(np.concatenate(typed))
+    return _Leaves(*map(np.concatenate, columns)), _log_sum(np.array(typed))
+
+
+def _likely(scores: Line, number: int) -> NDArray[np.int64]:
+    """Indices of the `number` best scores and of some others, those that equal one of them included."""
+    num_chunks = len(scores) // CHUNK
+    if num_chunks <= number:
+        return np.arange(len(scores))
+    # So many chunks have a score of at least `least` in them, so what lies below is not among the best.
+    peaks = scores[: num_chunks * CHUNK].reshape(num_chunks, CHUNK).max(axis=1)
+    least = np.partition(peaks, num_chunks - number)[num_chunks - number]
+    return np.flatnonzero(scores >= least)
 
 
 def _log_sum(line: Line) -> float:
-    most = line.max()
+    most = line.max(initial=-np.inf)
+    if most == -np.inf:
+        return -np.inf
     return float(most + np.log(np.exp(line - most).sum()))
-
-
-def _log_softmax(line: Line) -> Line:
-    shifted: Line = line - _log_sum(line)
-    return shifted
 
 
 def _penalized(line: Line, seen: list[int], penalty: float) -> Line:
@@ -136,12 +163,7 @@ def _in_turn(leaves: _Leaves, samples: Many[int]) -> list[int]:
 
 def _noisy(request: GenerationRequest, leaves: _Leaves, samples: Many[int]) -> Line:
     """Scores [samples, leaves] with the noise of each sample."""
-    keys = torch.tensor([sequence_key(request.sampling.seed, sample) for sample in samples])
-    scores = np.repeat((leaves.scores / request.sampling.temperature)[None], len(samples), axis=0)
+    keys = [sequence_key(request.sampling.seed, sample) for sample in samples]
     lengths = np.array([len(branch.path_ids) for branch in request.branches])[leaves.branches]
-    for length in np.unique(lengths):
-        here = np.flatnonzero(lengths == length)
-        position = torch.full((len(samples),), len(request.prompt_ids) + int(length), dtype=torch.int64)
-        token_ids = torch.from_numpy(leaves.token_ids[here])[None].expand(len(samples), -1)
-        scores[:, here] += gumbel(keys, position, token_ids).numpy()
-    return scores
+    noise = gumbel_lines(keys, len(request.prompt_ids) + lengths, leaves.token_ids)
+    return leaves.scores / request.sampling.temperature + noise

@@ -12,14 +12,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from promptgen.generation.noise import gumbel, sequence_key
+from promptgen.generation.noise import gumbel_lines, sequence_key
 from promptgen.generation.request import GREEDY_BELOW, GenerationRequest, Sampling
 from promptgen.generation.scheduler import Pick
 
 Line = NDArray[np.float64]  # [V]
+CHUNK = 64  # scores of which the best is looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class _Tree:
                 reached[path] = reached[head[:-1]] + before[head[:-1]][head[-1]] + sum(given)
             scores = reached[path] + scored[cover]
             scores[np.isin(cover, branch.excluded_ids)] = -np.inf
-            self._tempered.append(_log_softmax(scored / temperature))
+            self._tempered.append(scored if temperature == 1 else _log_softmax(scored / temperature))
             self._first.append(sum(len(part.scores) for part in parts))
             parts.append(_Leaves(np.full(len(cover), index), cover, scores, reached[path] + before[path][cover]))
             if branch.path_logprobs is None:
@@ -170,18 +170,28 @@ def _truncated(scores: Line, sampling: Sampling, *, at_least: int = 1, tempered:
 
 
 def _best(scores: Line, number: int) -> NDArray[np.int64]:
-    some = np.argpartition(-scores, number - 1)[:number] if number < len(scores) else np.arange(len(scores))
+    """Indices of the `number` best scores that are not -inf, but one at least; best first, equal ones in order."""
+    some = _likely(scores, number)
     some = some[np.isfinite(scores[some]) | (some == scores.argmax())]
-    order: NDArray[np.int64] = some[np.lexsort((some, -scores[some]))]
+    order: NDArray[np.int64] = some[np.argsort(-scores[some], kind="stable")][:number]
     return order
+
+
+def _likely(scores: Line, number: int) -> NDArray[np.int64]:
+    """Indices of the `number` best scores and of some others, those that equal one of them included."""
+    num_chunks = len(scores) // CHUNK
+    if num_chunks <= number:
+        return np.arange(len(scores))
+    # So many chunks have a score of at least `least` in them, so what lies below is not among the best.
+    peaks = scores[: num_chunks * CHUNK].reshape(num_chunks, CHUNK).max(axis=1)
+    least = np.partition(peaks, num_chunks - number)[num_chunks - number]
+    return np.flatnonzero(scores >= least)
 
 
 def _noise(seed: int, samples: Many[int], position: int, token_ids: NDArray[np.int64]) -> Line:
     """Gumbel noise [samples, tokens] of tokens at a position."""
-    keys = torch.tensor([sequence_key(seed, sample) for sample in samples])
-    positions = torch.full((len(samples),), position, dtype=torch.int64)
-    noise: Line = gumbel(keys, positions, torch.from_numpy(token_ids)[None].expand(len(samples), -1)).numpy()
-    return noise
+    keys = [sequence_key(seed, sample) for sample in samples]
+    return gumbel_lines(keys, np.full(len(token_ids), position), token_ids)
 
 
 def _own_noise(request: GenerationRequest, branches: NDArray[np.int64], token_ids: NDArray[np.int64]) -> Line:

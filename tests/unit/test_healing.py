@@ -416,7 +416,9 @@ def test_what_is_kept_of_a_cancelled_candidate_is_its_own() -> None:
     """A row that moves in the same moment is kept from where it stands, not from where it will."""
     small = Small()
     for length in (2, 3, 4):
-        short = TextRequest("压", 1, length, Sampling(top_k=0, seed=1), ignore_end=True, heal=False, salt="somebody else")
+        short = TextRequest(
+            "压", 1, length, Sampling(top_k=0, seed=1), ignore_end=True, heal=False, salt="somebody else"
+        )
         long = TextRequest("要", 3, 12, Sampling(top_k=0, seed=2), ignore_end=True, session="s")
         for request_id, asked in enumerate((short, long)):
             for part in CandidateSet(TOKENIZER, asked, HEALER).requests:
@@ -438,7 +440,9 @@ def test_what_is_kept_of_a_cancelled_candidate_is_its_own() -> None:
 
 
 def test_words_that_cannot_be_healed_around_are_not_forbidden(small: Small) -> None:
-    asked = TextRequest("要高血压", 4, 4, Sampling(seed=1), bad_words=("高血压", "压", "血压", "压力"), want_logprobs=True)
+    asked = TextRequest(
+        "要高血压", 4, 4, Sampling(seed=1), bad_words=("高血压", "压", "血压", "压力"), want_logprobs=True
+    )
     for candidate in small.answer(asked).candidates:
         assert candidate.score is not None
         assert math.isfinite(candidate.score)

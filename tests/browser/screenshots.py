@@ -1,6 +1,6 @@
 """Makes the pictures of docs/pictures anew: the page over the real service and the shipped model, typed into by Chromium.
 
-    python tests/browser/screenshots.py
+    python tests/browser/screenshots.py [NAME ...]
 
 Chinese needs a font (Debian: fonts-noto-cjk). Look at what comes out before it is committed.
 """
@@ -31,6 +31,25 @@ SETTLED_S = 0.8  # bars and rows have come to rest
 
 
 @dataclass(frozen=True)
+class TalkPicture:
+    """A talk on the chat page; the other answers to the last question are shown if `opened`."""
+
+    name: str
+    questions: tuple[str, ...]
+    theme: str = "light"
+    language: str = "zh-CN"
+    width: int = 900
+    height: int = 720
+    opened: bool = False
+
+
+TALK_LIST = (
+    TalkPicture("chat", ("高血压要注意什么？", "那饮食呢？"), opened=True),
+    TalkPicture("chat-phone", ("失眠怎么办？",), theme="dark", width=390),
+)
+
+
+@dataclass(frozen=True)
 class Picture:
     """What is typed, in which looks, and what is done before the shutter."""
 
@@ -54,21 +73,42 @@ PICTURE_LIST = (
 )
 
 
-def take(driver: webdriver.Chrome, origin: str, picture: Picture) -> None:
+def look(driver: webdriver.Chrome, origin: str, picture: Picture | TalkPicture, *, touch: bool) -> None:
+    """Opens a page in the looks of a picture, with nothing kept from before."""
     driver.get(origin)
+    driver.execute_script("localStorage.clear()")
     for name, value in (("language", picture.language), ("settings", {"seed": 1})):
         driver.execute_script(
             "localStorage.setItem('promptgen.' + arguments[0], arguments[1])", name, json.dumps(value)
         )
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": picture.width, "height": picture.height, "deviceScaleFactor": 2, "mobile": picture.touch},
+        {"width": picture.width, "height": picture.height, "deviceScaleFactor": 2, "mobile": touch},
     )
-    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": picture.touch})
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
     driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": picture.theme}]}
     )
     driver.get(origin)
+
+
+def take_talk(driver: webdriver.Chrome, origin: str, picture: TalkPicture) -> None:
+    look(driver, origin, picture, touch=False)
+    for number, question in enumerate(picture.questions, 1):
+        driver.find_element(By.ID, "box").send_keys(question, Keys.ENTER)
+        end = time.monotonic() + 30
+        while len(driver.find_elements(By.CSS_SELECTOR, ".turn:not(.pending)")) < number:
+            assert time.monotonic() < end, "no answer"
+            time.sleep(0.05)
+    if picture.opened:
+        driver.execute_script("document.querySelector('.last details').open = true")
+    driver.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
+    time.sleep(SETTLED_S)
+    save(driver.get_screenshot_as_png(), PICTURES / f"{picture.name}.png")
+
+
+def take(driver: webdriver.Chrome, origin: str, picture: Picture) -> None:
+    look(driver, origin, picture, touch=picture.touch)
     box = driver.find_element(By.ID, "box")
     for character in picture.text:
         box.send_keys(character)
@@ -95,8 +135,13 @@ def main() -> None:
         profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         driver = new_chromium(Path(profile))
         stack.callback(driver.quit)
+        wanted = set(sys.argv[1:])
         for picture in PICTURE_LIST:
-            take(driver, origin, picture)
+            if not wanted or picture.name in wanted:
+                take(driver, origin, picture)
+        for talk in TALK_LIST:
+            if not wanted or talk.name in wanted:
+                take_talk(driver, origin + "chat", talk)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,9 @@ class ScriptedService:
 
     async def _serve(self) -> None:
         app = web.Application()
-        for method, path, handler in pages.routes():
+        routes = [*pages.routes(), ("POST", "/generate", self._generate), ("POST", "/chat", self._generate)]
+        for method, path, handler in sorted(routes, key=lambda route: route[1]):  # as in server/app.py
             app.router.add_route(method, path, handler)
-        app.router.add_post("/generate", self._generate)
-        app.router.add_post("/chat", self._generate)
         guards.add_cors(app, ServeSettings())
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()

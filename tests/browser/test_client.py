@@ -284,3 +284,41 @@ def test_the_last_words(run: Any, text: str, shown: str | None) -> None:
         assert got.endswith("高血压")
     else:
         assert got == shown
+
+
+def test_ask_gives_pieces_then_the_answer_and_the_history(run: Any, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["one two", "other"])
+    pieces, first, second = run("""
+      const pieces = [];
+      const first = await client.ask("x", {onPiece: text => pieces.push(text), samples: 2});
+      const second = await client.ask("y", {history: first.history});
+      return [pieces, first, second];
+    """)
+    assert "".join(pieces) == first["answer"] == "one two"
+    assert [candidate["text"] for candidate in first["candidates"]] == ["one two", "other"]
+    assert [message["content"] for message in second["history"]] == ["x", "one two", "y", "one two"]
+    assert scripted.calls == [
+        {"question": "x", "history": [], "samples": 2, "stream": True},
+        {"question": "y", "history": first["history"], "stream": True},
+    ]
+
+
+def test_a_history_that_was_left_out_is_put_together(run: Any) -> None:
+    history = run("""
+      window.fetch = async () => stream(event({answer: "b", history: null}), "event: end\\ndata: [DONE]\\n\\n");
+      return (await client.ask("a", {history: [{role: "user", content: "q"}, {role: "assistant", content: "r"}]})).history;
+    """)
+    assert [message["content"] for message in history] == ["q", "r", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("portions", "code"),
+    [
+        ('event({text: "a"})', "interrupted"),
+        ('event({text: "a"}) + event({error: {message: "m", code: "engine_failure"}})', "engine_failure"),
+        ('"data: {"', "interrupted"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_a_failure(run: Any, portions: str, code: str) -> None:
+    failure = run(f"window.fetch = async () => stream({portions}); return failure(client.ask('a'));")
+    assert (failure["name"], failure["code"]) == ("PromptgenError", code)

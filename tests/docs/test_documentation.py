@@ -135,7 +135,7 @@ def check_unrun(script: str) -> None:
             _parser().parse_args(words[1:])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_the_commands_of_a_document_work(document: Path, copy: Path, request: pytest.FixtureRequest) -> None:
     for block in blocks_of(document):

@@ -358,6 +358,20 @@ def test_many_kinds_of_requests_at_once_give_what_each_gives_alone(server: Serve
     assert_alike(together, alone * 4)
 
 
+def test_many_prompts_do_not_fill_the_queue(server: Server) -> None:
+    fields: dict[str, Any] = {"prompt": [PROMPT] * 256, "max_tokens": 2, "seed": 1}
+
+    def whole(_: int) -> set[str]:
+        return set(texts(ask(server, COMPLETIONS, **fields)))
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(whole, range(3)))
+    assert results == [results[0]] * 3
+    assert len(results[0]) == 1
+    streamed = chunks(server, COMPLETIONS, **fields)
+    assert {choice["index"] for chunk in streamed for choice in chunk["choices"]} == set(range(256))
+
+
 def test_a_reader_who_leaves_frees_the_engine(server: Server) -> None:
     body = json.dumps({"prompt": [PROMPT] * 8, "n": 8, "max_tokens": 200, "ignore_eos": True, "stream": True})
     for _ in range(3):

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, c
 from promptgen.server.outcome import CALLER
 from promptgen.text.tokenizer import Tokenizer
 
+MAX_AT_ONCE = 32  # prompts of one request with the engine; the others wait here, so that they do not fill its queue
 LONG_TEXT = 2000  # characters; work on more than this is moved off the loop
 Result = TypeVar("Result")
 
@@ -94,17 +95,26 @@ def too_long(num_prompt: int, num_new: int, window: int, param: str, new_param: 
     return HttpFault(400, ContextLengthExceeded.code, message, param=param)
 
 
-async def gathered(works: Sequence[Any]) -> list[Any]:
-    """The results of several coroutines, in order. When one fails the others are cancelled, and its fault is raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def gathered(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of several coroutines, in order, MAX_AT_ONCE of which run at once. When one fails the others are cancelled, and its fault is
+    raised."""
+    room = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def in_turn(work: Coroutine[Any, Any, Result]) -> Result:
+        async with room:
+            return await work
+
+    tasks = [asyncio.ensure_future(in_turn(work)) for work in works]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
         await _cancelled(tasks)
+        for work in works:
+            work.close()
 
 
 async def answers(on: Served, asked: Sequence[TextRequest]) -> list[Answer]:
-    """Whole answers of several requests, which run at the same time."""
+    """Whole answers of several requests, which run beside each other."""
     return await gathered([on.engine.answer(ask, first_token_timeout_s=on.timeout_s) for ask in asked])
 
 
@@ -125,10 +135,12 @@ def combined(answers: Sequence[Answer]) -> Answer | None:
 async def merged(on: Served, asked: Sequence[TextRequest]) -> AsyncGenerator[tuple[int, Delta], None]:
     """The deltas of several requests as they come, each with the number of its request. Raises as AsyncEngine.stream does."""
     inbox = asyncio.Queue[tuple[int, Delta] | BaseException]()
+    room = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def pump(number: int, ask: TextRequest) -> None:
         try:
-            async with contextlib.aclosing(on.engine.stream(ask, first_token_timeout_s=on.timeout_s)) as deltas:
+            stream = on.engine.stream(ask, first_token_timeout_s=on.timeout_s)
+            async with room, contextlib.aclosing(stream) as deltas:
                 async for delta in deltas:
                     inbox.put_nowait((number, delta))
         except Exception as fault:

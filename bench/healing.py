@@ -68,12 +68,8 @@ def measure_healing(settings: EngineSettings, prompts: Sequence[str], seed: int)
             TextRequest(cut.typed, SAMPLES, TOKENS, sampling.with_(seed=seed * 1_000_003 + number), heal=heal)
             for number, cut in enumerate(cuts)
         )
-        answers: dict[int, Answer] = {}
-        for number, answer in tqdm(
-            generator.generate_many(requests), desc=name, total=len(cuts), leave=False, disable=None
-        ):
-            if isinstance(answer, Answer):
-                answers[number] = answer
+        coming = tqdm(generator.generate_many(requests), desc=name, total=len(cuts), leave=False, disable=None)
+        answers = {number: answer for number, answer in coming if isinstance(answer, Answer)}
         figures[name] = summarize(cuts, answers) | {
             "sampling": f"{sampling.temperature}, {sampling.top_k}, {sampling.top_p}"
         }

@@ -56,8 +56,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def read_task(path: Path) -> TypingTask:
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    keys = {name: tuple(Key(text, tuple(ids)) for text, ids in told.pop(name)) for name in ("warm_up", "keys")}
-    return TypingTask(**told, **keys)
+    told |= {name: tuple(Key(text, tuple(ids)) for text, ids in told[name]) for name in ("warm_up", "keys")}
+    return TypingTask(**told)
 
 
 def time_keystrokes(engine: str, task: TypingTask, answer: Callable[[Key, int], Sequence[int]]) -> None:

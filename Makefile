@@ -7,6 +7,7 @@
 #   make soak-train   kills a small training 200 times; fits 200 MB in flat memory
 #   make soak-engine  ten thousand requests with cancellations; nothing is left over
 #   make peers    environments of the engines that `python -m bench.peers` compares with
+#   make clients  real clients of the OpenAI API, each in an environment of its own, into docs/clients.md
 #   make install  .venv with everything the other targets need
 #   make clean    removes .venv and everything built
 
@@ -17,7 +18,7 @@ CORPUS := build/corpus
 PREPARED := build/prepared
 MODEL := model/final_model
 
-.PHONY: serve test check bench model soak-train soak-engine peers install clean
+.PHONY: serve test check bench model soak-train soak-engine peers clients install clean
 .DELETE_ON_ERROR:
 
 # Serving needs the package alone; the other targets need the extras. A changed setup.cfg installs anew.
@@ -66,6 +67,9 @@ soak-engine: $(VENV)/.all
 
 peers: $(VENV)/.all
 	$(BIN)/python -m bench.peers --install
+
+clients: $(VENV)/.all
+	$(BIN)/python -m tests.clients.run --write
 
 soak-train: $(VENV)/.all
 	$(BIN)/python tests/soak/kill_training.py --runs 200

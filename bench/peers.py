@@ -84,6 +84,8 @@ CONVERSIONS = {
     "bf16.gguf": Conversion("gguf_convert", "llama", "BF16"),
     "f16.gguf": Conversion("gguf_convert", "llama", "F16"),
     "q8_0.gguf": Conversion("gguf_convert", "llama", "Q8_0"),
+    "bf16-words.gguf": Conversion("gguf_convert", "llama", "BF16-words"),
+    "q8_0-words.gguf": Conversion("gguf_convert", "llama", "Q8_0-words"),
     "openvino": Conversion("openvino_convert", "export", "float32"),
     "openvino-int8": Conversion("openvino_convert", "export", "int8_asym"),
     "openvino-int8-sym": Conversion("openvino_convert", "export", "int8_sym"),
@@ -271,10 +273,10 @@ def _make_environment(name: str) -> None:
     if done.exists() and done.read_text(encoding="utf-8") == repr(packages):
         return
     print(f"installing {name}", file=sys.stderr)
-    _run([sys.executable, "-m", "venv", "--clear", str(folder)], f"environment-{name}", INSTALL_LIMIT_S)
+    run_logged([sys.executable, "-m", "venv", "--clear", str(folder)], f"environment-{name}", INSTALL_LIMIT_S)
     for step in packages:
         command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *step]
-        _run(command, f"install-{name}", INSTALL_LIMIT_S, BUILD_ENVIRON)
+        run_logged(command, f"install-{name}", INSTALL_LIMIT_S, BUILD_ENVIRON)
     done.write_text(repr(packages), encoding="utf-8")
 
 
@@ -284,34 +286,36 @@ def make_models(shapes: Iterable[str]) -> None:
         if (folder / "vocab.txt").exists():  # written last
             continue
         sizes = (shape.layers, shape.width, shape.heads, shape.vocabulary, shape.window)
-        command = [*_module("make_models", ""), "--out", str(folder), "--shape", *map(str, sizes)]
-        _run(command, f"model-{name}", CONVERT_LIMIT_S)
+        command = [*module_command("make_models", ""), "--out", str(folder), "--shape", *map(str, sizes)]
+        run_logged(command, f"model-{name}", CONVERT_LIMIT_S)
 
 
 def convert(format_name: str, shape: str) -> None:
     """The shape's model in another format, unless it is there. Raises PeerFault."""
-    made = _converted(format_name, shape)
+    made = converted(format_name, shape)
     if made.exists():
         return
     conversion = CONVERSIONS[format_name]
     made.parent.mkdir(parents=True, exist_ok=True)
     draft = made.with_name(f"draft-{os.getpid()}-{made.name}")
     model = str(PLACE / "models" / shape)
-    command = [*_module(conversion.module, conversion.environment), "--model", model]
-    _run([*command, "--out", str(draft), "--type", conversion.type], f"convert-{shape}-{format_name}", CONVERT_LIMIT_S)
+    command = [*module_command(conversion.module, conversion.environment), "--model", model]
+    run_logged(
+        [*command, "--out", str(draft), "--type", conversion.type], f"convert-{shape}-{format_name}", CONVERT_LIMIT_S
+    )
     draft.rename(made)
 
 
-def _converted(format_name: str, shape: str) -> Path:
+def converted(format_name: str, shape: str) -> Path:
     return PLACE / "converted" / shape / format_name
 
 
-def _module(name: str, environment: str) -> list[str]:
+def module_command(name: str, environment: str) -> list[str]:
     python = PLACE / "environments" / environment / "bin" / "python" if environment else Path(sys.executable)
     return [str(python), "-m", f"bench.peer.{name}"]
 
 
-def _run(command: Sequence[str], log: str, limit_s: float, environ: Mapping[str, str] | None = None) -> str:
+def run_logged(command: Sequence[str], log: str, limit_s: float, environ: Mapping[str, str] | None = None) -> str:
     """What the command printed. Its errors go to a log file; raises PeerFault with their last line if it fails."""
     file = PLACE / "logs" / f"{log}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -347,14 +351,16 @@ def ask(name: str, variant: str, shape: str, rows: Sequence[int], runs: Runs) ->
     """One process of an engine: its JSON lines, one for each number of candidates. Raises PeerFault."""
     engine, way = ENGINES[name], ENGINES[name].variants[variant]
     folder = PLACE / "models" / shape
-    model = _converted(way.format, shape) if way.format else folder
+    model = converted(way.format, shape) if way.format else folder
     options = shlex.split(way.options.format(place=PLACE, folder=folder))
-    command = [*_module(engine.module, engine.environment), "--engine", name, "--model", str(model)]
+    command = [*module_command(engine.module, engine.environment), "--engine", name, "--model", str(model)]
     command += ["--rows", *map(str, rows), "--threads", str(THREADS), "--limit", str(runs.limit_s)]
     command += ["--warm-up", str(runs.warm_up), "--runs", str(runs.runs), *options]
     log = "run-" + "".join(c if c.isalnum() else "-" for c in f"{name} {variant} {shape}")
     told = [
-        json.loads(line) for line in _run(command, log, PROCESS_LIMIT_S, way.environ).splitlines() if line[:1] == "{"
+        json.loads(line)
+        for line in run_logged(command, log, PROCESS_LIMIT_S, way.environ).splitlines()
+        if line[:1] == "{"
     ]
     if [line["rows"] for line in told] != list(rows):
         raise PeerFault(f"{log}: gave no figures")

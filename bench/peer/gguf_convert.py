@@ -1,6 +1,7 @@
 """A GGUF file for llama.cpp: `python -m bench.peer.gguf_convert --model FOLDER --out FILE --type Q8_0`.
 
-Norms, biases and positions stay float32; every matrix gets the type. Without a vocabulary: ids go in, ids come out.
+Norms, biases and positions stay float32; every matrix gets the type. Without a vocabulary ids go in and ids come out; llama-server wants one
+all the same (-words), and a model that was trained ends its documents.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import gguf  # type: ignore[import-not-found]
 
-from bench.peer.weights import by_column, read_config, read_weights
+from bench.peer.weights import by_column, read_config, read_vocabulary, read_weights
 
 PARTS = {
     "ln_1": "attn_norm",
@@ -27,11 +28,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--type", default="BF16", help="BF16, F16 or Q8_0")
+    parser.add_argument(
+        "--type", default="BF16", help="BF16, F16 or Q8_0; with -words after it the vocabulary goes in too"
+    )
     args = parser.parse_args()
     writer = gguf.GGUFWriter(args.out, "gpt2")
-    add_shape(writer, read_config(args.model), args.type)
-    add_tensors(writer, args.model, gguf.GGMLQuantizationType[args.type])
+    kind, _, has_words = args.type.partition("-")
+    add_shape(writer, read_config(args.model), kind)
+    if has_words:
+        add_vocabulary(writer, args.model)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+    add_tensors(writer, args.model, gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -48,7 +56,18 @@ def add_shape(writer: Any, config: dict[str, Any], kind: str) -> None:
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+
+
+def add_vocabulary(writer: Any, folder: Path) -> None:
+    """Words that can be put out one by one, and the token that ends a document. No text is split by them."""
+    words, config = read_vocabulary(folder), read_config(folder)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
 
 
 def add_tensors(writer: Any, folder: Path, kind: Any) -> None:

@@ -1,4 +1,4 @@
-"""The random models' files, read with numpy alone: what the converters of this folder start from."""
+"""A model's files, read with numpy alone: what the converters of this folder start from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Weights = dict[str, NDArray[np.float32]]
+_DTYPES = {"F32": np.float32, "F16": np.float16}
 
 
 def read_weights(folder: Path) -> Weights:
@@ -23,9 +24,10 @@ def read_weights(folder: Path) -> Weights:
     for name, told in header.items():
         if name == "__metadata__":
             continue
-        assert told["dtype"] == "F32", f"{name} is {told['dtype']}"
+        assert told["dtype"] in _DTYPES, f"{name} is {told['dtype']}"
         begin, end = told["data_offsets"]
-        weights[name.removeprefix("transformer.")] = np.array(data[begin:end]).view(np.float32).reshape(told["shape"])
+        tensor = np.array(data[begin:end]).view(_DTYPES[told["dtype"]]).astype(np.float32).reshape(told["shape"])
+        weights[name.removeprefix("transformer.")] = tensor
     return weights
 
 

@@ -172,14 +172,20 @@ class AsyncEngine:
         """
         model = self._ready_model()
         timing = _Timing(time.perf_counter())
-        if len(request.prompt) > _LONG_PROMPT:
-            candidates = await asyncio.to_thread(model.candidates, request)
-            self._ready_model()  # things may have changed meanwhile
-        else:
-            candidates = model.candidates(request)
         request_id, inbox = next(self._ids), asyncio.Queue[_Step]()
-        self._streams[request_id] = inbox
         self._take_session(request, request_id)
+        try:
+            if (1 + len(request.choices)) * len(request.prompt) > _LONG_PROMPT:
+                candidates = await asyncio.to_thread(model.candidates, request)
+                self._ready_model()  # things may have changed meanwhile
+                if request.session and self._sessions.get((request.salt, request.session)) != request_id:
+                    raise Superseded()
+            else:
+                candidates = model.candidates(request)
+        except BaseException:
+            self._leave_session(request, request_id)
+            raise
+        self._streams[request_id] = inbox
         self._order(request_id, candidates.requests)
         try:
             while not candidates.is_complete:

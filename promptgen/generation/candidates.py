@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from promptgen.errors import InvalidRequest
 from promptgen.generation.healing import Healed, Healer
-from promptgen.generation.redraw import Path, other_ways
+from promptgen.generation.redraw import MAX_NODES, Path, other_ways
 from promptgen.generation.request import (
     Answer,
     Branch,
@@ -131,7 +131,7 @@ class CandidateText:
             piece += self._release(len(self._held) if cut is None else cut)
         if end_logprob:
             self.path.end_logprob, self.path.end_id = end_logprob, end_id
-        num_scored = self.num_tokens + (end_logprob != 0)
+        num_scored = len(self.path.token_ids) - max(0, self.path.num_head - 1) + (end_logprob != 0)
         completion = "".join(self._shown)
         self.candidate = Candidate(
             completion,
@@ -237,7 +237,7 @@ class CandidateSet:
             num_top=text.num_top or 0,
         )
         self.requests = self._scored(whole) if text.choices else [self._basic]
-        self._bad_words = tuple(clean(word).strip() for word in text.bad_words)
+        self._bad_words = tuple(said for word in text.bad_words if (said := clean(word).strip()))
         self._texts = [self._new_text() for _ in range(self._num)]
         self._index_of = {sample: sample for sample in range(self._num)}  # of samples that are being drawn or kept
         self._sample_of = list(range(self._num))
@@ -306,6 +306,8 @@ class CandidateSet:
             return healer.whole(text.prompt, whole) if text.distinct_first or text.session else None
         room = (window or len(whole) + text.max_new_tokens + 1) - text.max_new_tokens - len(healed.prompt_ids)
         fitting = tuple(branch for branch in healed.branches if len(branch.path_ids) + bool(healed.rest) <= room)
+        if text.distinct_first and fitting and len(fitting[0].cover_ids):
+            fitting = fitting[:1]  # where no two tokens are the same word
         return replace(healed, branches=fitting) if any(len(b.cover_ids) for b in fitting) else None
 
     def _scored(self, whole: tuple[int, ...]) -> list[GenerationRequest]:
@@ -335,6 +337,8 @@ class CandidateSet:
 
     def _new_text(self) -> CandidateText:
         log = None if self._text.num_top is None else TokenLog(self._tokenizer)
+        if self._text.choices:
+            return CandidateText(self._start.fork(), (), log=log)  # whole, whatever is in them
         return CandidateText(self._start.fork(), self._text.stop, typed=self._typed, until=self._text.until, log=log)
 
     def _finish(
@@ -395,17 +399,13 @@ class CandidateSet:
         self._num_samples += len(indices)
         self._num_open = len(indices)
         self._rounds += 1
-        ways = self._basic.branches or (Branch((), self._healer.every_id),)
-        self._orders.append(
-            replace(
-                self._basic,
-                num_samples=len(indices),
-                first_sample=first,
-                branches=other_ways(ways, self._paths, self._healer.every_id, self._tokenizer.end_id),
-                different=True,
-                want_logprobs=True,
-            )
-        )
+        again = replace(self._basic, num_samples=len(indices), first_sample=first)
+        if self._text.distinct:
+            ways = self._basic.branches or (Branch((), self._healer.every_id),)
+            most = 0 if self._text.distinct_first else MAX_NODES
+            others = other_ways(ways, self._paths, self._healer.every_id, self._tokenizer.end_id, most)
+            again = replace(again, branches=others, different=True)
+        self._orders.append(again)
 
 
 def _bias(tokenizer: Tokenizer, text: TextRequest) -> tuple[tuple[int, float], ...]:

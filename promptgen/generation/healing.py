@@ -8,7 +8,6 @@ token and kept the tokens that begin with it; here every spelling counts, weight
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +48,15 @@ class Healer:
             return None
         if not unfinished.rest:
             assert isinstance(self._beginnings, WordBeginnings)
-            return Healed(prompt_ids, prompt, "", (Branch((), self._beginnings.outer_ids),))
-        branches = self._branches(unfinished)
+            return Healed(prompt_ids, unfinished.text, "", (Branch((), self._beginnings.outer_ids),))
+        branches = self._branches(unfinished, prompt_ids[1 + unfinished.num_tokens :])
         if not branches:
             return None
         rest = unfinished.rest if isinstance(unfinished.rest, str) else unfinished.rest.decode()
         return Healed(prompt_ids[: 1 + unfinished.num_tokens], unfinished.text, rest, branches)
 
-    def _branches(self, unfinished: Unfinished) -> tuple[Branch, ...]:
+    def _branches(self, unfinished: Unfinished, own_ids: tuple[int, ...]) -> tuple[Branch, ...]:
+        """Short paths first. However many there are, that of the vocabulary's own split, `own_ids`, is among them."""
         rest = unfinished.rest
         found: list[Branch] = []
         paths: list[tuple[tuple[int, ...], int]] = [((), 0)]  # tokens, and how much of the rest they spell
@@ -66,6 +66,8 @@ class Healer:
             longer = (
                 ((*path, i), at + len(piece)) for piece in spellings(left) for i in table.spelling(piece).tolist()
             )
-            paths += islice(longer, max(0, MAX_BRANCHES - len(paths)))
+            for further in longer:
+                if len(paths) < MAX_BRANCHES or further[0] == own_ids[: len(further[0])]:
+                    paths.append(further)
         on_the_way = {b.path_ids[:n] for b in found if len(b.cover_ids) for n in range(len(b.path_ids) + 1)}
         return tuple(branch for branch in found if branch.path_ids in on_the_way)

@@ -60,7 +60,7 @@ class OpenModel:
         if self.end_ids:
             request = replace(request, end_ids=tuple(dict.fromkeys((*request.end_ids, *self.end_ids))))
         candidates = CandidateSet(self.tokenizer, request, self.healer, window=self.info.window)
-        if candidates.num_prompt_tokens + request.max_new_tokens > self.info.window:
+        if not request.choices and candidates.num_prompt_tokens + request.max_new_tokens > self.info.window:
             raise ContextLengthExceeded(candidates.num_prompt_tokens, request.max_new_tokens, self.info.window)
         for part in candidates.requests:
             self.engine.check(part)

@@ -57,9 +57,9 @@ class Generator:
                         yield index, fault
                         continue
                     request_id = next(self._ids)
+                    running[request_id] = (index, candidates, time.perf_counter())
                     for part in candidates.requests:
                         self._engine.add(request_id, part)
-                    running[request_id] = (index, candidates, time.perf_counter())
                 yield from self._step(running)
         finally:
             # A caller who stops early leaves nothing behind for the next one.
@@ -106,7 +106,7 @@ def generate_text(
     model: Path | str = DEFAULT_MODEL,
     sampling: Sampling | None = None,
 ) -> list[str]:
-    """`batch_size` texts that begin with `prompt`, each with up to `max_len` new tokens.
+    """`batch_size` different texts that begin with `prompt`, likeliest first, each with up to `max_len` new tokens; fewer if the model has no more.
 
     The model stays loaded for the next call. Without `sampling` every call draws anew, as the model's own settings say. Raises FileFault for an unusable model folder
     and ContextLengthExceeded for a prompt that does not fit the window. A blank prompt gives an empty list.

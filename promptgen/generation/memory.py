@@ -144,4 +144,4 @@ class Memory:
         self.rows[row]["end_from"] += not is_new
         self.rows[row]["token_id"] = token_id
         if self.rows[row]["keeps_seen"]:
-            self.seen[row, token_id] += 1
+            self.seen[row, token_id] += 1 if is_new else IN_PROMPT & ~self.seen[row, token_id]

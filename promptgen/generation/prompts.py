@@ -151,21 +151,20 @@ class PromptCache:
         """The prompt that shares the longest beginning, and how long it is. Among equals one that ends there, with logits."""
         best: Prompt | None = None
         best_rank = (0, False, False)
+        longest = 0
+        beginning = token_ids[:0]
         for prompt in self._prompts:
-            if prompt.salt != salt or not prompt.num_read or prompt.num_read < best_rank[0]:
+            own = prompt.token_ids
+            if prompt.num_read < longest or prompt.salt != salt or own[:longest] != beginning or not prompt.num_read:
                 continue
-            shared = _num_shared(prompt.token_ids[: prompt.num_read], token_ids)
+            shared, end = longest, min(prompt.num_read, len(token_ids))  # nothing shorter counts
+            while shared < end and own[shared] == token_ids[shared]:
+                shared += 1
             rank = (shared, shared == prompt.num_read, prompt.has_logits)
             if rank > best_rank:
                 best, best_rank = prompt, rank
-        return best_rank[0], best
-
-
-def _num_shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:
-        return shorter
-    return next(index for index in range(shorter) if a[index] != b[index])
+                longest, beginning = shared, token_ids[:shared]
+        return longest, best
 
 
 def _begins(beginning: Sequence[int], token_ids: Sequence[int]) -> bool:

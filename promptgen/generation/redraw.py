@@ -1,9 +1,9 @@
-"""Candidates other than those that were found, exactly: where a new one may part from them, and how likely it does so.
+"""Candidates other than those that were found: where a new one may part from them, and how likely it does so.
 
 The found candidates are paths in the tree of all continuations. A new one follows some of them and parts at a node, with a token that none of
 them has there. The probability of parting at a node is that of reaching it, times that of its other tokens; both are known from what was
-drawn. So new candidates begin at nodes where parting is likeliest, and nothing is drawn twice (sampling without replacement as of
-Shi, Bieber and Sutton 2020, but for nodes that are hardly reached).
+drawn. So new candidates begin at the nodes where parting is likeliest, and nothing is drawn twice: sampling without replacement (Shi, Bieber and
+Sutton 2020), exact at temperature 1 without top-k and top-p but for the nodes that are left out.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Path:
     end_logprob: float | None = None
     end_id: int | None = None
 
+    @property
+    def num_first(self) -> int:
+        """Tokens until one is beyond what was typed."""
+        return max(1, self.num_head)
+
     def add(self, token_id: int, logprob: float, *, is_head: bool, is_new: bool) -> None:
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
@@ -43,54 +48,69 @@ class Path:
 
 @dataclass(slots=True)
 class _Node:
-    """A beginning that found candidates share, the tokens they have after it and the probability of these."""
+    """A beginning that found candidates share: that of `path` before its token `at`. `children` are nodes by the token after it, and
+    `probabilities` those of these tokens."""
 
-    branch: Branch
+    path: Path
+    at: int
     reached: float  # log-probability
-    children: dict[int, float] = field(default_factory=dict)
+    children: dict[int, _Node] = field(default_factory=dict)
+    probabilities: dict[int, float] = field(default_factory=dict)
 
     @property
     def parting(self) -> float:
         """Probability of getting here and on with another token."""
-        return math.exp(min(0.0, self.reached)) * max(0.0, 1 - sum(self.children.values()))
+        return math.exp(min(0.0, self.reached)) * max(0.0, 1 - sum(self.probabilities.values()))
 
 
 def other_ways(
-    ways: Sequence[Branch], found: Sequence[Path], every_id: NDArray[np.int64], end_id: int
+    ways: Sequence[Branch], found: Sequence[Path], every_id: NDArray[np.int64], end_id: int, max_nodes: int = MAX_NODES
 ) -> tuple[Branch, ...]:
     """Branches for candidates that are none of `found`: `ways`, where all began, and the nodes where parting is likeliest."""
     taken: dict[tuple[int, ...], set[int]] = {way.path_ids: set() for way in ways}
-    nodes: dict[tuple[int, ...], _Node] = {}
+    roots: dict[tuple[int, ...], _Node] = {}
+    nodes: list[_Node] = []
     for path in found:
-        _add(path, taken, nodes, every_id, end_id)
-    likely = sorted(nodes.values(), key=lambda node: -node.parting)[:MAX_NODES]
-    parting = [replace(node.branch, excluded_ids=tuple(sorted(node.children))) for node in likely if node.parting > 0]
-    return (*(replace(way, excluded_ids=tuple(sorted(taken[way.path_ids]))) for way in ways), *parting)
+        head = tuple(path.token_ids[: path.num_first])
+        if len(head) < path.num_first:
+            continue
+        taken.setdefault(head[:-1], set()).add(head[-1])
+        if head not in roots:
+            roots[head] = _Node(path, path.num_first, sum(path.logprobs[: path.num_first]))
+            nodes.append(roots[head])
+        nodes += _add(path, roots[head], end_id)
+    # Where all that come end, for they were long enough, nobody parts.
+    open_nodes = [node for node in nodes if node.probabilities and node.parting > 0]
+    likely = sorted(open_nodes, key=lambda node: -node.parting)[:max_nodes]
+    return (
+        *(replace(way, excluded_ids=tuple(sorted(taken[way.path_ids]))) for way in ways),
+        *(_branch(node, every_id) for node in likely),
+    )
 
 
-def _add(
-    path: Path,
-    taken: dict[tuple[int, ...], set[int]],
-    nodes: dict[tuple[int, ...], _Node],
-    every_id: NDArray[np.int64],
-    end_id: int,
-) -> None:
-    ids, logprobs = tuple(path.token_ids), path.logprobs
+def _add(path: Path, node: _Node, end_id: int) -> list[_Node]:
+    """Puts a path into the tree below `node`. Returns the nodes that are new."""
+    new: list[_Node] = []
+    for at in range(path.num_first, len(path.token_ids)):
+        token_id, logprob = path.token_ids[at], path.logprobs[at]
+        node.probabilities[token_id] = math.exp(min(0.0, logprob))
+        if token_id not in node.children:
+            node.children[token_id] = _Node(path, at + 1, node.reached + logprob)
+            new.append(node.children[token_id])
+        node = node.children[token_id]
     if path.end_logprob is not None:
-        ids = (*ids, end_id if path.end_id is None else path.end_id)
-        logprobs = [*logprobs, path.end_logprob]
-    first = max(1, path.num_head)  # tokens until one is beyond what was typed, which the ways cover
-    if len(ids) < first:
-        return
-    taken.setdefault(ids[: first - 1], set()).add(ids[first - 1])
-    reached = sum(logprobs[:first])
-    for at in range(first, len(ids)):
-        beginning = ids[:at]
-        node = nodes.get(beginning)
-        if node is None:
-            # Tokens of the path that were new: all but those of the head, whose last one may be.
-            num_new = at - len(path.token_ids) + path.num_new
-            branch = Branch(beginning, every_id, num_new=num_new, path_logprobs=tuple(logprobs[first - 1 : at]))
-            node = nodes[beginning] = _Node(branch, reached)
-        node.children[ids[at]] = math.exp(min(0.0, logprobs[at]))
-        reached += logprobs[at]
+        node.probabilities[end_id if path.end_id is None else path.end_id] = math.exp(min(0.0, path.end_logprob))
+    return new
+
+
+def _branch(node: _Node, every_id: NDArray[np.int64]) -> Branch:
+    path, at = node.path, node.at
+    # Tokens of the path that were new: all but those of the head, whose last one may be.
+    num_new = at - len(path.token_ids) + path.num_new
+    return Branch(
+        tuple(path.token_ids[:at]),
+        every_id,
+        excluded_ids=tuple(sorted(node.probabilities)),
+        num_new=num_new,
+        path_logprobs=tuple(path.logprobs[path.num_first - 1 : at]),
+    )

@@ -164,12 +164,19 @@ class Scheduler:
         return len(self.waiting) + len(self._reading) + sum(not entry.num_joined for entry in tuple(self._joining))
 
     def add(self, request_id: int, request: GenerationRequest) -> None:
-        """Queues a request. Raises Overloaded when the queue is full."""
+        """Queues a request, or a further part of one. Raises Overloaded when the queue is full."""
         assert request.num_samples >= 1
         assert request.prompt_ids
-        if len(self.waiting) >= self._max_queue:
-            raise Overloaded(f"{len(self.waiting)} requests are waiting already; try again in a moment")
+        if len(self.waiting) >= self._max_queue and not self._knows(request_id):
+            waiting = len({waiting_id for waiting_id, _ in self.waiting})
+            if waiting >= self._max_queue:
+                raise Overloaded(f"{waiting} requests are waiting already; try again in a moment")
         self.waiting.append((request_id, request))
+
+    def _knows(self, request_id: int) -> bool:
+        known = {waiting_id for waiting_id, _ in self.waiting}
+        known |= {entry.request_id for entry in (*self._reading, *self._joining)}
+        return request_id in known | {row.request_id for row in self.rows}
 
     def schedule(self) -> Plan | None:
         keeps, moves, num_continuing = tuple(self._keeps), tuple(self._moves), len(self.rows)
@@ -290,6 +297,12 @@ class Scheduler:
                 for entry in [entry for entry in line if entry.request_id == request_id]:
                     line.remove(entry)
                     self._release(entry)
+        else:
+            for line in (self._reading, self._joining):
+                for entry in [e for e in line if e.request_id == request_id and e.resumed is not None]:
+                    if entry.resumed is not None and entry.resumed.sample == sample:
+                        line.remove(entry)
+                        self._release(entry)
         self._resuming = deque(
             s for s in self._resuming if s.request_id != request_id or sample not in (None, s.sample)
         )
@@ -429,12 +442,19 @@ class Scheduler:
         for row in sorted(rows, reverse=True):
             drawn = self.rows[row].drawn
             if drawn is not None and (slot := self.prompts.keep(drawn, self.rows[row].request.salt)) is not None:
-                self._keeps.append(Copy(row, slot, len(drawn.token_ids) - 1))
+                self._keeps.append(Copy(self._stands_at(row), slot, len(drawn.token_ids) - 1))
             self._num_with_top -= self.rows[row].request.num_top > 0
             last = self.rows.pop()
             if row < len(self.rows):
                 self.rows[row] = last
                 self._moves.append((len(self.rows), row))
+
+    def _stands_at(self, row: int) -> int:
+        """Where the keys and values of a row are until the moves of the next plan are done."""
+        for source, target in reversed(self._moves):
+            if target == row:
+                row = source
+        return row
 
 
 def _stretch(prompt: Prompt, budget: int) -> Stretch:
@@ -448,4 +468,12 @@ def _stretch(prompt: Prompt, budget: int) -> Stretch:
 
 def _key_of(request: GenerationRequest, sample: int) -> Hashable:
     """All that a draw depends on, but for the tokens before it."""
-    return (request.salt, request.sampling, request.bias, request.end_ids, request.ignore_end, sample)
+    return (
+        request.salt,
+        request.sampling,
+        request.bias,
+        request.end_ids,
+        request.ignore_end,
+        request.want_logprobs,
+        sample,
+    )

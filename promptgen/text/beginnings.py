@@ -107,7 +107,7 @@ class WordBeginnings:
             return None
         number = max(n for n, start in enumerate(starts) if start <= begin)
         rest = run[starts[number] :]
-        is_inner = spaced and starts[number] > 0
+        is_inner = spaced and _is_inner(own[number])
         return Unfinished(len(tokens) - len(own) + number, cleaned[: len(cleaned) - len(rest)], rest, is_inner)
 
     def table(self, unfinished: Unfinished, num_spelled: int) -> PieceTable:

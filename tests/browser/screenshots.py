@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 import tempfile
 import time
@@ -75,10 +76,11 @@ PICTURE_LIST = (
 def look(driver: webdriver.Chrome, origin: str, picture: Picture | TalkPicture, *, touch: bool) -> None:
     """Opens a page in the looks of a picture, with nothing kept from before."""
     driver.get(origin)
-    driver.execute_script(
-        "localStorage.clear(); localStorage.setItem('promptgen.language', JSON.stringify(arguments[0])); localStorage.setItem('promptgen.settings', '{\"seed\": 1}')",
-        picture.language,
-    )
+    driver.execute_script("localStorage.clear()")
+    for name, value in (("language", picture.language), ("settings", {"seed": 1})):
+        driver.execute_script(
+            "localStorage.setItem('promptgen.' + arguments[0], arguments[1])", name, json.dumps(value)
+        )
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": picture.width, "height": picture.height, "deviceScaleFactor": 2, "mobile": touch},

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ _PIECE = re.compile(r"\s*[a-zA-Z]+|\s*.", re.DOTALL)
 
 @dataclass(frozen=True)
 class Reply:
-    """`candidates` are streamed a piece each in turn, after `before_s`, with `between_s` between rounds; or `error` with `status`."""
+    """`candidates` are streamed a piece each in turn, after `before_s`, each round after `between_s`, or when the test says
+    go_on() if `stepwise`. Or an error with `status` and `code`."""
 
     candidates: Sequence[str] = ()
     scores: Sequence[float] = ()
@@ -30,6 +32,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     before_s: float = 0.0
     between_s: float = 0.0
+    stepwise: bool = False
 
     def rounds(self) -> list[bytes]:
         """The stream in portions."""
@@ -68,17 +71,20 @@ def _event(value: Fields) -> bytes:
 
 
 class ScriptedService:
-    """Runs in a thread of its own. `answer(fields)` decides, `calls` are the bodies that came, `left` those whose caller hung up."""
+    """Runs in a thread of its own. `answer(fields)` decides, `calls` are the bodies that came, `came_at` when, `left` those whose
+    caller hung up."""
 
     def __init__(self) -> None:
         self.answer: Callable[[Fields], Reply] = lambda fields: Reply()
         self.key = ""
         self.calls: list[Fields] = []
+        self.came_at: list[float] = []
         self.left: list[Fields] = []
         self.origin = ""
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stopping = asyncio.Event()
+        self._steps = asyncio.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -90,7 +96,13 @@ class ScriptedService:
         self._thread.join(10)
 
     def reset(self) -> None:
-        self.answer, self.key, self.calls, self.left = lambda fields: Reply(), "", [], []
+        self.answer, self.key = lambda fields: Reply(), ""
+        self.calls, self.came_at, self.left = [], [], []
+        self._steps = asyncio.Semaphore(0)
+
+    def go_on(self) -> None:
+        """The next round of a stepwise reply goes out."""
+        self._loop.call_soon_threadsafe(self._steps.release)
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -113,26 +125,28 @@ class ScriptedService:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         fields = await request.json()
         self.calls.append(fields)
+        self.came_at.append(time.monotonic())
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return _refusal(Reply(status=401, code="invalid_api_key"))
         reply = self.answer(fields)
         try:
             await asyncio.sleep(reply.before_s)
-            return await _stream(request, reply, fields) if reply.status == 200 else _refusal(reply)
+            return await self._stream(request, reply, fields) if reply.status == 200 else _refusal(reply)
         except (asyncio.CancelledError, ConnectionResetError):
             self.left.append(fields)
             raise
+
+    async def _stream(self, request: web.Request, reply: Reply, fields: Fields) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for portion in reply.chat_rounds(fields) if "question" in fields else reply.rounds():
+            if reply.stepwise:
+                await self._steps.acquire()
+            await response.write(portion)
+            await asyncio.sleep(reply.between_s)
+        return response
 
 
 def _refusal(reply: Reply) -> web.Response:
     error = {"message": "not now", "type": "some_error", "param": None, "code": reply.code}
     return web.json_response({"error": error}, status=reply.status, headers=reply.headers)
-
-
-async def _stream(request: web.Request, reply: Reply, fields: Fields) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    for portion in reply.chat_rounds(fields) if "question" in fields else reply.rounds():
-        await response.write(portion)
-        await asyncio.sleep(reply.between_s)
-    return response

@@ -279,6 +279,8 @@ def test_refusals_name_the_field_and_the_numbers(server: Server) -> None:
         (EMBEDDINGS, "input", {"input": " "}),
         (EMBEDDINGS, "dimensions", {"input": "a", "dimensions": 3}),
         (CHAT, "messages", {"messages": user("a", "b")}),
+        (CHAT, "messages", {"messages": user("")}),
+        (CHAT, "messages", {"messages": [{"role": "system", "content": "a"}]}),
     ]
     for path, name, fields in wrong:
         server.post(fields, path=path).error(400, "invalid_value", name)

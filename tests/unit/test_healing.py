@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,15 +120,17 @@ def test_long_beginnings_have_a_bounded_number_of_branches() -> None:
 class Small:
     """A random model that can be asked for any probability, and an engine over it."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: tuple[str, ...] = ()) -> None:
+        """Only `words` are ever drawn, if some are named."""
+        banned = TOKENIZER.banned_ids
+        if words:
+            banned = tuple(i for i in range(TOKENIZER.size) if TOKENIZER.vocabulary.tokens[i] not in words)
         generator = torch.Generator().manual_seed(3)
         weights = {name: 0.5 * torch.randn(size, generator=generator) for name, size in SHAPE.tensors().items()}
-        self.memory = Memory(
-            SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=TOKENIZER.banned_ids, end_id=TOKENIZER.end_id
-        )
+        self.memory = Memory(SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=banned, end_id=TOKENIZER.end_id)
         self.steps = EagerGpt2(self.memory, weights)
         self.engine = Engine(self.memory, self.steps, max_queue=100)
-        other = Memory(SHAPE, max_rows=1, num_prompt_slots=1, banned_ids=TOKENIZER.banned_ids, end_id=TOKENIZER.end_id)
+        other = Memory(SHAPE, max_rows=1, num_prompt_slots=1, banned_ids=banned, end_id=TOKENIZER.end_id)
         self._oracle, self._oracle_memory = EagerGpt2(other, weights), other
         self.last: CandidateSet | None = None  # that was answered
         self._known: dict[tuple[int, ...], np.ndarray] = {}
@@ -139,6 +142,12 @@ class Small:
             logits = self._oracle_memory.logits[1, : SHAPE.vocabulary] + self._oracle_memory.bias
             self._known[ids] = torch.from_numpy(logits).double().softmax(0).numpy()
         return self._known[ids]
+
+    def going_on(self, ids: tuple[int, ...]) -> np.ndarray:
+        """p(. | ids) where the document does not end."""
+        p = self.probabilities(ids).copy()
+        p[TOKENIZER.end_id] = 0
+        return p / p.sum()
 
     def answer(self, request: TextRequest) -> Answer:
         candidates = CandidateSet(TOKENIZER, request, HEALER, window=SHAPE.window)
@@ -159,6 +168,11 @@ class Small:
 @pytest.fixture(scope="module")
 def small() -> Small:
     return Small()
+
+
+@pytest.fixture(scope="module")
+def few_words() -> Small:
+    return Small(("高", "血", "压", "高血", "高血压", "血压", "[CLS]"))
 
 
 def spellings(small: Small, prompt: str, rest: str) -> dict[str, float]:
@@ -239,33 +253,65 @@ def test_the_window_is_never_overrun(small: Small) -> None:
         assert {c.num_tokens for c in small.answer(request).candidates} == {SHAPE.window - num_prompt}
 
 
-def pairs_of(small: Small, prompt: str, numbers: int) -> tuple[Counter[tuple[str, str]], dict[str, float]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for seed in range(numbers):
-        asked = TextRequest(prompt, 2, 1, Sampling(top_k=0, temperature=0.4, seed=seed), rank="none", heal=False)
-        first, second = small.answer(asked).candidates
-        counts[first.completion, second.completion] += 1
-    p = small.probabilities((TOKENIZER.begin_id, *TOKENIZER.encode(prompt))) ** 2.5
-    words: Counter[str] = Counter()
-    for token_id, q in enumerate(p / p.sum()):
-        words["" if token_id == TOKENIZER.end_id else TOKENIZER.decode([token_id]).strip()] += q
-    return counts, dict(words)
+def distribution(small: Small, prompt: str, length: int) -> dict[str, float]:
+    """Probability of every text of up to `length` tokens after a prompt."""
+    start = (TOKENIZER.begin_id, *TOKENIZER.encode(prompt))
+    texts: Counter[str] = Counter()
+    todo: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
+    while todo:
+        path, p = todo.pop()
+        if len(path) == length or path[-1:] == (TOKENIZER.end_id,):
+            texts[said(prompt, path)] += p
+            continue
+        following = small.probabilities((*start, *path))
+        todo += (((*path, token_id), p * following[token_id]) for token_id in np.flatnonzero(following).tolist())
+    return dict(texts)
 
 
-def test_a_second_candidate_is_drawn_as_if_the_first_could_not_come(small: Small) -> None:
+def said(prompt: str, ids: tuple[int, ...]) -> str:
+    detokenizer = TOKENIZER.detokenizer(prompt)
+    return "".join(detokenizer.push(token_id) for token_id in ids if token_id != TOKENIZER.end_id)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_second_candidate_is_drawn_as_if_the_first_could_not_come(few_words: Small, length: int) -> None:
     """Sampling without replacement: p(a) p(b) / (1 - p(a)), whether the second came at once or was drawn anew."""
-    number = 2000
-    counts, p = pairs_of(small, "高血压", number)
-    likely = sorted(p, key=lambda word: -p[word])[:4]
-    observed, expected = [], []
-    for a in likely:
-        for b in likely:
-            if a != b:
-                observed.append(counts[a, b])
-                expected.append(number * p[a] * p[b] / (1 - p[a]))
-    observed.append(number - sum(observed))
-    expected.append(number - sum(expected))
+    number = 1500
+    counts: Counter[tuple[str, str]] = Counter()
+    for seed in range(number):
+        asked = TextRequest("高血压", 2, length, Sampling(top_k=0, seed=seed), rank="none", heal=False)
+        first, second = few_words.answer(asked).candidates
+        counts[first.completion, second.completion] += 1
+    p = distribution(few_words, "高血压", length)
     assert not any(a == b for a, b in counts)
+    pairs = {(a, b): number * p[a] * p[b] / (1 - p[a]) for a in p for b in p if a != b}
+    likely = [pair for pair, expected in pairs.items() if expected >= 8]
+    observed = [counts[pair] for pair in likely] + [number - sum(counts[pair] for pair in likely)]
+    expected = [pairs[pair] for pair in likely] + [number - sum(pairs[pair] for pair in likely)]
+    assert len(likely) >= 10
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_what_follows_a_healed_word_is_drawn_independently_of_how_it_was_spelled(few_words: Small) -> None:
+    number = 2000
+    asked = TextRequest("高血", 500, 2, Sampling(top_k=0), distinct=False, rank="none", ignore_end=True)
+    counts: Counter[tuple[int, ...]] = Counter()
+    for seed in range(number // 500):
+        few_words.answer(replace(asked, sampling=Sampling(top_k=0, seed=seed)))
+        assert few_words.last is not None
+        counts.update(tuple(text.path.token_ids[: text.path.num_head + 1]) for text in few_words.last._texts)
+    start, joint = (TOKENIZER.begin_id,), Counter[tuple[int, ...]]()
+    for spelled in ("高血压",), ("高血",), ("高", "血"), ("高", "血压"):
+        ids = tuple(IDS[word] for word in spelled)
+        p = math.prod(few_words.going_on((*start, *ids[:at]))[token_id] for at, token_id in enumerate(ids))
+        for token_id, q in enumerate(few_words.going_on((*start, *ids))):
+            joint[(*ids, token_id)] += p * q
+    total = sum(joint.values())
+    likely = [way for way, p in joint.items() if number * p / total >= 8]
+    observed = [counts[way] for way in likely] + [number - sum(counts[way] for way in likely)]
+    expected = [number * joint[way] / total for way in likely]
+    expected.append(number - sum(expected))
+    assert len(likely) >= 6
     assert chisquare(observed, expected).pvalue > 1e-4
 
 
@@ -364,3 +410,39 @@ def test_byte_level_prompts_are_healed_within_characters_and_words(bytes_tokeniz
             spelled = b"".join(map(bytes_tokenizer.bytes_of, branch.path_ids))
             for token_id in branch.cover_ids:
                 assert (spelled + bytes_tokenizer.bytes_of(int(token_id))).startswith(found.rest.encode())
+
+
+def test_what_is_kept_of_a_cancelled_candidate_is_its_own() -> None:
+    """A row that moves in the same moment is kept from where it stands, not from where it will."""
+    small = Small()
+    for length in (2, 3, 4):
+        short = TextRequest(
+            "压", 1, length, Sampling(top_k=0, seed=1), ignore_end=True, heal=False, salt="somebody else"
+        )
+        long = TextRequest("要", 3, 12, Sampling(top_k=0, seed=2), ignore_end=True, session="s")
+        for request_id, asked in enumerate((short, long)):
+            for part in CandidateSet(TOKENIZER, asked, HEALER).requests:
+                small.engine.add(request_id, part)
+        while small.engine._scheduler.rows == [] or any(row.request_id == 0 for row in small.engine._scheduler.rows):
+            small.engine.step()
+        small.engine.cancel(1)
+        assert not small.engine.has_work
+        small.engine.step()
+        kept = [prompt for prompt in small.engine._scheduler.prompts if prompt.drawn is not None]
+        assert len(kept) >= 3
+        for prompt in kept:
+            small.steps.forward(0, PromptTokens.of([(0, 0, prompt.token_ids, True)]))
+            count = len(prompt.token_ids)
+            np.testing.assert_allclose(
+                small.memory.keys[:, prompt.slot, :, :count], small.memory.keys[:, 0, :, :count], atol=1e-4
+            )
+        small.engine._scheduler.prompts.forget()
+
+
+def test_words_that_cannot_be_healed_around_are_not_forbidden(small: Small) -> None:
+    asked = TextRequest(
+        "要高血压", 4, 4, Sampling(seed=1), bad_words=("高血压", "压", "血压", "压力"), want_logprobs=True
+    )
+    for candidate in small.answer(asked).candidates:
+        assert candidate.score is not None
+        assert math.isfinite(candidate.score)

@@ -258,10 +258,12 @@ def test_a_moved_row_takes_counts_and_ends_along() -> None:
     request = GenerationRequest(STANDING, 1, 4, Sampling(presence_penalty=1, seed=8), num_top=3, end_ids=(5, 6))
     memory.start_rows(request, 2, 0, range(1))
     memory.place_token(0, 3, is_new=True)
+    memory.place_token(0, 5, is_new=False)
+    memory.place_token(0, 7, is_new=False)
     memory.move_row(0, 1)
     assert memory.rows[1]["end_ids"].tolist() == [5, 6, -1, -1]
     assert (memory.rows[1]["num_top"], memory.rows[1]["keeps_seen"]) == (3, 1)
-    assert memory.seen[1].tolist() == [IN_PROMPT, 0, 0, IN_PROMPT + 1, IN_PROMPT, 0, 0, IN_PROMPT, 0, 0, 0, 0]
+    assert memory.seen[1].tolist() == [IN_PROMPT, 0, 0, IN_PROMPT + 1, IN_PROMPT, IN_PROMPT, 0, IN_PROMPT, 0, 0, 0, 0]
 
 
 def test_penalties_of_repeated_text_change_it(engine: Engine) -> None:

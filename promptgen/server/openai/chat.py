@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from promptgen.errors import ContextLengthExceeded
+from promptgen.errors import ContextLengthExceeded, InvalidRequest
 from promptgen.generation.async_engine import Delta
 from promptgen.generation.candidates import Finished, Piece, Withdrawn
 from promptgen.generation.dialogue import Message
@@ -40,7 +40,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _prompt_ids(on: Served, body: ChatCompletionBody) -> tuple[int, ...]:
-    """The last turns that leave room for an answer. Raises HttpFault 400 when the last message alone does not."""
+    """The last turns that leave room for an answer. Raises HttpFault 400 when the last message alone does not, InvalidRequest when it says
+    nothing or is not the user's."""
     dialogue, window = on.engine.dialogue, on.info.window
     most = int(window * MAX_RESERVED)
     reserved = most if body.most_tokens is None else min(body.most_tokens, most)
@@ -54,6 +55,8 @@ async def _prompt_ids(on: Served, body: ChatCompletionBody) -> tuple[int, ...]:
         )
     except ContextLengthExceeded as fault:
         raise common.too_long(fault.num_prompt_tokens, reserved, window, "messages", "the answer") from fault
+    except InvalidRequest as fault:
+        raise InvalidRequest(str(fault), param="messages") from fault
 
 
 def _message(message: ChatMessage) -> Message:

@@ -254,15 +254,14 @@ REFUSED: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
 
 def parse(model: type[Body], fields: dict[str, Any]) -> Body:
     """The body of a route. A field that is null is one that was left out. Raises HttpFault 400 whose `param` names the field."""
-    kept: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in IGNORED[model]:
-            continue
-        if (harmless := REFUSED[model].get(name)) is not None:
-            if not any(type(value) is type(other) and value == other for other in harmless):
-                raise HttpFault(400, "unsupported_parameter", f"{name} is not supported by this service", param=name)
-        elif value is not None or name not in model.model_fields or model.model_fields[name].is_required():
-            kept[name] = value
+    for name, harmless in REFUSED[model].items():
+        if name in fields and not any(type(fields[name]) is type(one) and fields[name] == one for one in harmless):
+            raise HttpFault(400, "unsupported_parameter", f"{name} is not supported by this service", param=name)
+    dropped = {*IGNORED[model], *REFUSED[model]}
+    dropped |= {
+        name for name, field in model.model_fields.items() if not field.is_required() and fields.get(name) is None
+    }
+    kept = {name: value for name, value in fields.items() if name not in dropped}
     try:
         return validate(model, kept)
     except HttpFault as fault:

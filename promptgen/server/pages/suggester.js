@@ -57,7 +57,7 @@ export class Suggester {
   hold() {
     this.#end();
     this.#holding = true;
-    this.#onView({ ...this.#view, candidates: [], settled: false });
+    this.#show({ candidates: [], settled: false });
   }
 
   /** Asks anew for the same text: the settings have changed, the service may be back, a key was given. */

@@ -29,7 +29,7 @@ class Said:
         self._said = {sentence for text in earlier for sentence in sentences(text)}
         self._sentence = ""  # the one that is being said, of which the first `_num_shown` characters are shown
         self._num_shown = 0
-        self._left_out: list[str] = []
+        self._left_out: dict[str, str] = {}  # as it stood, by what it says
         self.has_shown = False
 
     @property
@@ -52,7 +52,7 @@ class Said:
         shown = self._close()
         if not self.has_shown and self._left_out:
             self.has_shown = True
-            return "".join(dict.fromkeys(self._left_out))
+            return "".join(self._left_out.values())
         return shown
 
     def _close(self) -> str:
@@ -60,7 +60,7 @@ class Said:
         plain = _plain(self._sentence)
         rest = self._sentence[self._num_shown :]
         if plain and plain in self._said and not self._num_shown:
-            self._left_out.append(rest)
+            self._left_out.setdefault(plain, rest)
             rest = ""
         self._said.add(plain)
         self._sentence, self._num_shown = "", 0

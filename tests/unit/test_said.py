@@ -34,6 +34,7 @@ def test_sentences_are_compared_without_marks_and_capitals(text: str, expected: 
         ("好的。要戒烟。", ["要戒烟。"], "好的。", True),
         ("要戒烟。", ["要运动。要戒烟。"], "要戒烟。", True),  # there is nothing else to say
         ("要戒烟。要戒烟。", ["要戒烟。"], "要戒烟。", True),
+        ("要运动..！要运动。", ["要运动"], "要运动..！", True),
         ("", [], "", False),
     ],
 )

@@ -47,10 +47,14 @@ class EngineSettings:
     model: Path = option(DEFAULT_MODEL, "model folder (config.json, model.safetensors, its vocabulary)")
     max_rows: int = option(128, "sequences decoded at once; the cache holds one slot for each", ge=1, le=4096)
     max_queue: int = option(256, "requests answered or waiting at once; more are refused with 503", ge=1)
+    max_queued_tokens: int = option(
+        262144, "characters to read and tokens to draw, accepted at once; more are refused with 503", ge=1
+    )
     prompt_slots: int = option(64, "prompts kept in the cache for requests that begin alike", ge=1, le=4096)
     threads: int = option(0, "threads of the model's step, 0: chosen for this machine", ge=0, le=1024)
     device: str = option("cpu", "cpu, or cuda with a torch that is built for it")
     precision: str = option("auto", "float32, bfloat16, int8, or auto: the fastest that keeps the model's quality")
+    step_timeout_s: float = option(60.0, "a step that takes longer hangs: the process ends with 70; 0 is never", ge=0)
     compiler: str = option("c++", "C++ compiler for the fast step; empty for none")
     cache: Path = option(DEFAULT_CACHE, "folder for what is compiled and measured once for this machine")
 

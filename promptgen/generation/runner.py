@@ -90,9 +90,7 @@ class Runner:
             tops, logprobs = self._tops(slots, token_ids, logprobs)
         return StepResult(token_ids, logprobs, picks, tops)
 
-    def _tops(
-        self, slots: NDArray[np.int64], token_ids: list[int], logprobs: list[float]
-    ) -> tuple[Tops, list[float]]:
+    def _tops(self, slots: NDArray[np.int64], token_ids: list[int], logprobs: list[float]) -> tuple[Tops, list[float]]:
         try:
             return top_logprobs(self._memory, slots, token_ids, logprobs)
         except Exception:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptgen.config import EngineSettings
-from promptgen.errors import DeadlineExceeded, EngineFailure, Overloaded, PromptgenError, Superseded
+from promptgen.errors import DeadlineExceeded, EngineFailure, InvalidRequest, Overloaded, PromptgenError, Superseded
 from promptgen.generation.admission import Admission
 from promptgen.generation.candidates import CandidateSet, Shown
 from promptgen.generation.dialogue import Dialogue
@@ -359,8 +359,12 @@ class AsyncEngine:
         others are given up. Raises as `stream` does."""
         streams = self._enter(requests, first_token_timeout_s)
         try:
-            for stream in streams:
-                await self._prepare(stream)
+            for index, stream in enumerate(streams):
+                try:
+                    await self._prepare(stream)
+                except InvalidRequest as fault:
+                    fault.index = index
+                    raise
             return await _together([self._collect(stream) for stream in streams])
         finally:
             for stream in streams:

@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from promptgen.server.lifecycle import serve, start_logging
+    from promptgen.server.lifecycle import serve
+    from promptgen.server.logs import start_logging
 
     settings = read_settings(ServeSettings, vars(arguments), os.environ)
     start_logging(as_json=settings.log_json)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ ENVIRONMENT_PREFIX = "PROMPTGEN_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "final_model"
 DEFAULT_CACHE = Path("~/.cache/promptgen")
 
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Settings = TypeVar("Settings")
 
 
@@ -41,24 +43,38 @@ def option(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What one engine may use."""
+class EngineOptions:
+    """What an engine may use, whichever model it runs."""
 
-    model: Path = option(DEFAULT_MODEL, "model folder (config.json, model.safetensors, its vocabulary)")
     max_rows: int = option(128, "sequences decoded at once; the cache holds one slot for each", ge=1, le=4096)
     max_queue: int = option(256, "requests answered or waiting at once; more are refused with 503", ge=1)
+    max_queued_tokens: int = option(
+        262144, "characters to read and tokens to draw, accepted at once; more are refused with 503", ge=1
+    )
     prompt_slots: int = option(64, "prompts kept in the cache for requests that begin alike", ge=1, le=4096)
     threads: int = option(0, "threads of the model's step, 0: chosen for this machine", ge=0, le=1024)
     device: str = option("cpu", "cpu, or cuda with a torch that is built for it")
     precision: str = option("auto", "float32, bfloat16, int8, or auto: the fastest that keeps the model's quality")
+    step_timeout_s: float = option(60.0, "a step that takes longer hangs: the process ends with 70; 0 is never", ge=0)
     compiler: str = option("c++", "C++ compiler for the fast step; empty for none")
     cache: Path = option(DEFAULT_CACHE, "folder for what is compiled and measured once for this machine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeSettings(EngineSettings):
+class EngineSettings(EngineOptions):
+    """One model, and what its engine may use."""
+
+    model: Path = option(DEFAULT_MODEL, "model folder (config.json, model.safetensors, its vocabulary)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings(EngineOptions):
     """`promptgen serve` and web.py."""
 
+    model: tuple[str, ...] = option(
+        (str(DEFAULT_MODEL),), "model folder, or NAME=FOLDER; repeatable, the first answers requests that name none"
+    )
+    unload_after_s: float = option(0.0, "a model nobody asked for so long leaves memory until it is; 0 is never", ge=0)
     host: str = option("127.0.0.1", "address to bind")
     port: int = option(5005, "port to bind", ge=0, le=65535)
     cors_origin: tuple[str, ...] = option(
@@ -68,11 +84,28 @@ class ServeSettings(EngineSettings):
     allowed_host: tuple[str, ...] = option((), "further Host header that is answered, repeatable")
     api_keys: str = option("", "keys that callers must send, separated by commas (environment only)", secret=True)
     api_key_file: Path | None = option(None, "file with one key a line")
+    admin_keys: str = option(
+        "", "keys that may load and unload models, separated by commas (environment only)", secret=True
+    )
+    admin_key_file: Path | None = option(None, "file with one such key a line")
+    requests_per_minute: int = option(0, "POST requests of one key in any minute; 0 is no limit", ge=0, le=10**6)
+    requests_at_once: int = option(0, "POST requests of one key at once; 0 is no limit", ge=0)
     body_timeout_s: float = option(10.0, "a request body must have arrived after this many seconds", ge=0)
     request_timeout_s: float = option(60.0, "no first token after this many seconds is a 504", ge=0)
     drain_timeout_s: float = option(30.0, "running work may go on for this long after SIGTERM", ge=0)
     log_json: bool = option(False, "one JSON object a line on stderr")
     otel: bool = option(False, "a trace of each request by OpenTelemetry, set up by the OTEL_* variables")
+
+    def engines(self) -> dict[str, EngineSettings]:
+        """The settings of each model's engine, by name. Raises UsageError for a name that stands twice."""
+        shared = {f.name: getattr(self, f.name) for f in fields(EngineOptions)}
+        engines: dict[str, EngineSettings] = {}
+        for each in self.model:
+            name, folder = _named_folder(each)
+            if name in engines:
+                raise UsageError(f"--model: {name} stands twice; give one of them another name with NAME=FOLDER")
+            engines[name] = EngineSettings(model=folder, **shared)
+        return engines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +146,18 @@ class ChatSettings(EngineSettings):
     transcript: Path | None = option(None, "file to which questions and answers are added as they come")
 
 
+def _named_folder(text: str) -> tuple[str, Path]:
+    """NAME=FOLDER, or a folder that is its own name."""
+    name, _, folder = text.partition("=")
+    if folder and _MODEL_NAME.fullmatch(name):
+        return name, Path(folder)
+    path = Path(text)
+    name = path.resolve().name
+    if not _MODEL_NAME.fullmatch(name):
+        raise UsageError(f"--model {text!r}: this folder cannot be a model's name; give it one with NAME=FOLDER")
+    return name, path
+
+
 def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
     """One option for each field of the settings class. Defaults stay out, so that the environment can stand in."""
     hints = get_type_hints(settings)
@@ -120,7 +165,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         if f.metadata.get("secret"):
             continue
         text = f.metadata["help"] + (
-            "" if f.default is None or f.default is False or f.default == () else f" (default {f.default})"
+            "" if f.default is None or f.default is False or f.default == () else f" (default {_shown(f.default)})"
         )
         name = "--" + f.name.replace("_", "-")
         names = [name] if f.name != "samples" else [name, "-n"]
@@ -160,9 +205,13 @@ def read_settings(settings: type[Settings], arguments: Mapping[str, Any], enviro
 def describe(settings: Any) -> dict[str, str]:
     """All settings as text, secrets masked: what is printed at start."""
     return {
-        f.name: "***" if f.metadata.get("secret") and getattr(settings, f.name) else str(getattr(settings, f.name))
+        f.name: "***" if f.metadata.get("secret") and getattr(settings, f.name) else _shown(getattr(settings, f.name))
         for f in fields(settings)
     }
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) and value else str(value)
 
 
 def _kind(hint: Any) -> Callable[[str], Any]:

@@ -11,6 +11,7 @@
         │   └── ContextLengthExceeded   prompt + new tokens do not fit the window
         │       └── QuestionTooLong         likewise, of a dialogue without its history
         ├── Overloaded              no room now; ask again after `retry_after_s`
+        ├── UnknownModel            no such model is served
         ├── Superseded              a newer request of its session took its place
         ├── DeadlineExceeded        no token came before the deadline
         └── EngineFailure           the engine failed on this request
@@ -72,8 +73,11 @@ class RequestError(PromptgenError):
 
 
 class InvalidRequest(RequestError):
+    """`index` is that of the request among several that were sent together."""
+
     exit_code = 2
     code = "invalid_value"
+    index: int = 0
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -105,6 +109,13 @@ class Overloaded(RequestError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class UnknownModel(RequestError):
+    code = "unknown_model"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model")
 
 
 class Superseded(RequestError):

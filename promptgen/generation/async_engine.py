@@ -1,28 +1,32 @@
 """The engine for an event loop: submit a text request, get its deltas, cancel by walking away.
 
-The model lives in one thread of its own; the loop never runs it. Commands go there by a queue, events come back once a step. What
-crosses this interface are plain values, so an engine may one day sit in another process or on another machine.
+The model lives in a thread of its own (generation/worker.py); the loop never runs it. What crosses this interface are plain values, so an engine
+may one day sit in another process or on another machine.
+
+A thread that dies is replaced by a new one, with the model loaded anew: requests that had begun fail, those that waited wait on. One that hangs
+cannot be replaced: the stacks are written to stderr, `died` is set, and the process should end. The same exchange of threads puts another version of
+the model in place (`reload`) and takes it out of memory (`unload`, `sleep`): requests end where they began.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
-import queue
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from promptgen.config import EngineSettings
-from promptgen.errors import DeadlineExceeded, EngineFailure, Overloaded, PromptgenError, Superseded
+from promptgen.errors import DeadlineExceeded, EngineFailure, InvalidRequest, Overloaded, PromptgenError, Superseded
+from promptgen.generation.admission import Admission
 from promptgen.generation.candidates import CandidateSet, Shown
 from promptgen.generation.dialogue import Dialogue
 from promptgen.generation.engine import Engine
@@ -30,31 +34,25 @@ from promptgen.generation.loader import ModelInfo, OpenModel, open_model
 from promptgen.generation.request import (
     Answer,
     EngineStats,
-    Event,
     FailureEvent,
     GenerationRequest,
     StartEvent,
     TextRequest,
 )
+from promptgen.generation.worker import Step, Worker
 from promptgen.text.tokenizer import Tokenizer
 
-State = Literal["new", "loading", "ready", "draining", "failed", "stopped"]
+State = Literal["new", "loading", "ready", "restarting", "asleep", "unloaded", "draining", "failed", "stopped"]
 Delta = Shown | Answer  # the Answer comes last, once
 
-_Command = tuple[int, Callable[[Engine], None]]  # on behalf of which request, and what
-
 SUPERSEDED = "a newer request of this session took its place"
+DIED = "the engine stopped unexpectedly"
+MAX_DEATHS = 3  # within
+DEATH_WINDOW_S = 600.0  # end it all: `died` is set
+BACKOFF_S = 0.5  # before the first restart; twice as long before each further one
+WATCH_S = 1.0
 _LONG_PROMPT = 2000  # characters; encoding more than this is moved off the loop
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """The events of one engine step that concern one request, and when that step ran (time.perf_counter)."""
-
-    events: list[Event]
-    started: float
-    ended: float
 
 
 @dataclass(slots=True)
@@ -64,10 +62,41 @@ class _Timing:
     first: float = 0.0
     last: float = 0.0
 
-    def note(self, step: _Step) -> None:
+    def note(self, step: Step) -> None:
         if not self.started:
             self.started, self.first = step.started, step.ended
         self.last = step.ended
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """An accepted request. `worker` is the thread it runs in; None in the inbox says that this one died before the request had begun."""
+
+    request_id: int
+    request: TextRequest
+    num_tokens: int
+    timing: _Timing
+    deadline: float | None
+    timeout_s: float | None
+    worker: Worker | None = None
+    candidates: CandidateSet | None = None
+    info: ModelInfo | None = None
+    has_begun: bool = False
+    was_moved: bool = False
+    inbox: asyncio.Queue[Step | None] = field(default_factory=asyncio.Queue)
+
+    def fail(self, message: str) -> None:
+        now = time.perf_counter()
+        self.inbox.put_nowait(Step([FailureEvent(self.request_id, message)], now, now))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What stays of a model that sleeps."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+    dialogue: Dialogue
 
 
 @dataclass(slots=True)
@@ -76,35 +105,51 @@ class AsyncEngine:
 
     settings: EngineSettings
     load: Callable[[EngineSettings], OpenModel] = open_model
+    name: str = ""  # of the model; without one its folder's
     state: State = "new"
     fault: PromptgenError | None = None
     num_superseded: int = 0
+    num_restarts: int = 0
     died: asyncio.Event = field(default_factory=asyncio.Event)
-    _model: OpenModel | None = None
-    _commands: queue.SimpleQueue[_Command | None] = field(default_factory=queue.SimpleQueue)
-    _streams: dict[int, asyncio.Queue[_Step]] = field(default_factory=dict)
+    is_hung: bool = False
+    last_used: float = field(default_factory=time.monotonic)
+    admission: Admission = field(init=False)
+    _what_is_known: _Known | None = None
+    _worker: Worker | None = None
+    _opening: list[Worker] = field(default_factory=list)
+    _retired: list[Worker] = field(default_factory=list)  # they end with their last request
+    _streams: dict[int, _Stream] = field(default_factory=dict)
     _sessions: dict[tuple[str, str], int] = field(default_factory=dict)  # the request that runs, by salt and session
     _ids: count[int] = field(default_factory=count)
-    _thread: threading.Thread | None = None
-    _loop: asyncio.AbstractEventLoop | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _embedding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _num_failed_wakes: int = 0
+    _deaths: list[float] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _exchange: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.settings.max_queue, self.settings.max_queued_tokens)
 
     @property
     def info(self) -> ModelInfo | None:
-        return self._model.info if self._model else None
+        return self._what_is_known.info if self._what_is_known else None
 
     @property
     def dialogue(self) -> Dialogue:
         """How the model is asked questions. Raises Overloaded while nothing is answered."""
-        return self._ready_model().dialogue
+        return self._known().dialogue
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary at work. Raises Overloaded while nothing is answered."""
-        if self.state != "ready" or self._model is None:
+        return self._known().tokenizer
+
+    def _known(self) -> _Known:
+        if self.state not in ("ready", "asleep") or self._what_is_known is None:
             raise Overloaded(f"the service is {self.state}", retry_after_s=5)
-        return self._model.tokenizer
+        return self._what_is_known
 
     @property
     def stats(self) -> EngineStats:
@@ -114,21 +159,27 @@ class AsyncEngine:
     def num_active(self) -> int:
         return len(self._streams)
 
+    @property
+    def _workers(self) -> list[Worker]:
+        return [*self._opening, *self._retired, *([self._worker] if self._worker else [])]
+
+    @property
+    def _model(self) -> OpenModel | None:
+        return self._worker.model if self._worker else None
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
     async def start(self) -> None:
         """Loads the model in the engine thread and returns when it can answer. Raises what loading raised (FileFault)."""
         assert self.state == "new"
         self.state = "loading"
-        self._loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[OpenModel] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, args=(loaded,), name="engine", daemon=True)
-        self._thread.start()
+        self._in_background(self._watch())
         try:
-            self._model = await loaded
+            await self._install(await self._open())
         except BaseException as fault:
             self.state = "failed"
             self.fault = fault if isinstance(fault, PromptgenError) else None
             raise
-        self.state = "ready"
 
     async def settled(self) -> None:
         """Waits until the model's step is the one that will stay: compiled, if it can be. For measuring."""
@@ -136,8 +187,8 @@ class AsyncEngine:
         await asyncio.to_thread(self._model.settle)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuses new requests and waits for the running ones. Returns whether all of them ended in time."""
-        if self.state == "ready":
+        """Refuses new requests and waits for the accepted ones. Returns whether all of them ended in time."""
+        if self.state not in ("new", "loading", "failed", "stopped"):
             self.state = "draining"
         self._idle.clear()
         if self._streams:
@@ -147,20 +198,177 @@ class AsyncEngine:
 
     async def stop(self) -> None:
         """Ends the engine thread; requests that still run get EngineFailure."""
-        if self._thread is not None and self._thread.is_alive():
-            self._commands.put(None)
-            await asyncio.to_thread(self._thread.join, 10)
+        workers = self._workers
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in workers:
+            worker.end()
+        if not self.is_hung:
+            await asyncio.gather(*(worker.join(10) for worker in workers))
         if self.state != "failed":
             self.state = "stopped"
         self._fail_all("the service is stopping")
+        await self._tell()
+
+    async def reload(self) -> None:
+        """Loads the model folder anew, and puts it in the place of what is there. Raises as `start`; what was there then goes on.
+
+        Requests that run end where they began; none is dropped. Puts an unloaded model into memory again.
+        """
+        async with self._exchange:
+            await self._install(await self._open())
+
+    async def unload(self) -> None:
+        """Takes the model out of memory, when the last request that runs has ended. New ones are refused until `reload`."""
+        async with self._exchange:
+            self._take_out("unloaded")
+        await self._tell()
+
+    async def sleep(self) -> bool:
+        """The same for a model that nobody uses; the next request wakes it. Returns whether it sleeps."""
+        async with self._exchange:
+            if self.state != "ready" or self._streams:
+                return False
+            self._take_out("asleep")
+            return True
+
+    def _take_out(self, state: State) -> None:
+        if self.state in ("ready", "restarting", "asleep"):
+            self.state = state
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._retire(worker)
+
+    async def _open(self) -> Worker:
+        worker = Worker(partial(self.load, self.settings), self._on_step, self._on_death)
+        self._opening.append(worker)
+        try:
+            model = await worker.start()
+        finally:
+            self._opening.remove(worker)
+        worker.model = replace(model, info=replace(model.info, name=self.name or model.info.name))
+        return worker
+
+    async def _install(self, worker: Worker) -> None:
+        """Whoever comes from now on is answered by `worker`."""
+        if self.state in ("failed", "stopped"):
+            worker.end()
+            return
+        assert worker.model is not None
+        before, self._worker = self._worker, worker
+        self._what_is_known = _Known(worker.model.info, worker.model.tokenizer, worker.model.dialogue)
+        if before is not None:
+            self._retire(before)
+        if self.state != "draining":
+            self.state = "ready"
+        self.last_used = time.monotonic()
+        await self._tell()
+
+    def _retire(self, worker: Worker) -> None:
+        self._retired.append(worker)
+        self._end_if_idle(worker)
+
+    def _end_if_idle(self, worker: Worker) -> None:
+        if not any(stream.worker is worker for stream in self._streams.values()):
+            self._retired.remove(worker)
+            worker.end()
+
+    async def _tell(self) -> None:
+        """Who waits for a worker looks again."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- faults of the thread ----------------------------------------------------------------------------------------------
+
+    def _on_death(self, worker: Worker, ran: frozenset[int]) -> None:
+        for stream in self._streams.values():
+            if stream.worker is not worker:
+                continue
+            if stream.has_begun or stream.request_id in ran:
+                stream.fail(DIED)
+            else:
+                stream.worker = None
+                stream.inbox.put_nowait(None)
+        if worker is self._worker:
+            self._worker = None
+            if self.state == "ready":
+                self.state = "restarting"
+            self._in_background(self._restart())
+        elif worker in self._retired:
+            self._retired.remove(worker)
+
+    async def _restart(self) -> None:
+        async with self._exchange:
+            while self._worker is None and self.state in ("restarting", "draining"):
+                now = time.monotonic()
+                self._deaths = [death for death in self._deaths if now - death < DEATH_WINDOW_S] + [now]
+                if len(self._deaths) >= MAX_DEATHS:
+                    await self._give_up(f"the engine died {MAX_DEATHS} times within {DEATH_WINDOW_S:g} s")
+                    return
+                await asyncio.sleep(BACKOFF_S * 2 ** (len(self._deaths) - 1))
+                try:
+                    worker = await self._open()
+                except Exception:
+                    _log.exception("the engine could not be started anew")
+                    continue
+                self.num_restarts += 1
+                _log.warning("the engine was started anew")
+                await self._install(worker)
+
+    async def _watch(self) -> None:
+        """Sees a thread that hangs."""
+        limit_s = self.settings.step_timeout_s
+        if not limit_s:
+            return
+        interval_s = min(WATCH_S, limit_s / 4)
+        while not self.is_hung:
+            await asyncio.sleep(interval_s)
+            self.is_hung = max([worker.watch(interval_s) for worker in self._workers], default=0.0) >= limit_s
+        with contextlib.suppress(Exception):  # stderr may be closed, or be no file
+            faulthandler.dump_traceback(all_threads=True)
+        await self._give_up(f"a step of the engine has hung for {limit_s:g} s; the stacks are above")
+
+    async def _give_up(self, reason: str) -> None:
+        _log.critical("%s", reason)
+        self.state = "failed"
+        self.died.set()
+        self._fail_all(DIED)
+        await self._tell()
+
+    def _fail_all(self, message: str) -> None:
+        for stream in self._streams.values():
+            stream.fail(message)
+
+    # -- requests ----------------------------------------------------------------------------------------------------------
 
     async def answer(self, request: TextRequest, *, first_token_timeout_s: float | None = None) -> Answer:
         """The whole answer: the collected stream. Raises as `stream` does."""
-        async with contextlib.aclosing(self.stream(request, first_token_timeout_s=first_token_timeout_s)) as deltas:
-            async for delta in deltas:
-                if isinstance(delta, Answer):
-                    return delta
-        raise AssertionError("a stream ends with its answer")
+        (answer,) = await self.answer_all([request], first_token_timeout_s=first_token_timeout_s)
+        return answer
+
+    async def answer_all(
+        self, requests: Sequence[TextRequest], *, first_token_timeout_s: float | None = None
+    ) -> list[Answer]:
+        """The answers to several requests, or none: they are accepted together, all are looked at before one is begun, and when one fails the
+        others are given up. Raises as `stream` does."""
+        streams = self._enter(requests, first_token_timeout_s)
+        try:
+            for index, stream in enumerate(streams):
+                try:
+                    await self._prepare(stream)
+                except InvalidRequest as fault:
+                    fault.index = index
+                    raise
+            return await _together([self._collect(stream) for stream in streams])
+        finally:
+            for stream in streams:
+                self._leave(stream)
 
     async def stream(
         self, request: TextRequest, *, first_token_timeout_s: float | None = None
@@ -170,48 +378,14 @@ class AsyncEngine:
         Raises Overloaded (not ready, or queue full), InvalidRequest, DeadlineExceeded (no token after `first_token_timeout_s`),
         EngineFailure, Superseded (a newer request of the same session came).
         """
-        model = self._ready_model()
-        timing = _Timing(time.perf_counter())
-        request_id, inbox = next(self._ids), asyncio.Queue[_Step]()
-        self._take_session(request, request_id)
+        (stream,) = self._enter([request], first_token_timeout_s)
         try:
-            if (1 + len(request.choices)) * len(request.prompt) > _LONG_PROMPT:
-                candidates = await asyncio.to_thread(model.candidates, request)
-                self._ready_model()  # things may have changed meanwhile
-                if request.session and self._sessions.get((request.salt, request.session)) != request_id:
-                    raise Superseded()
-            else:
-                candidates = model.candidates(request)
-        except BaseException:
-            self._leave_session(request, request_id)
-            raise
-        self._streams[request_id] = inbox
-        self._order(request_id, candidates.requests)
-        try:
-            while not candidates.is_complete:
-                try:
-                    async with asyncio.timeout(first_token_timeout_s if not timing.started else None):
-                        step = await inbox.get()
-                except TimeoutError as fault:
-                    raise DeadlineExceeded(
-                        f"no token within {first_token_timeout_s:g} s; the service is busy"
-                    ) from fault
-                timing.note(step)
-                for delta in self._take(step, candidates, request_id):
+            await self._prepare(stream)
+            async with contextlib.aclosing(self._follow(stream)) as deltas:
+                async for delta in deltas:
                     yield delta
-            yield replace(
-                candidates.answer(),
-                queue_s=timing.started - timing.submitted,
-                prefill_s=timing.first - timing.started,
-                decode_s=timing.last - timing.first,
-            )
         finally:
-            del self._streams[request_id]
-            self._leave_session(request, request_id)
-            if not self._streams:
-                self._idle.set()
-            if not candidates.is_complete:
-                self._commands.put((request_id, lambda engine: engine.cancel(request_id)))
+            self._leave(stream)
 
     async def embed(self, token_ids: tuple[int, ...]) -> NDArray[np.float32]:
         """The vector of a text given as ids, computed between two steps; one at a time, so that rows go on in between.
@@ -219,22 +393,140 @@ class AsyncEngine:
         Raises Overloaded, EngineFailure.
         """
         async with self._embedding:
-            model, found = self._ready_model(), list[NDArray[np.float32]]()
-            request_id, inbox = next(self._ids), asyncio.Queue[_Step]()
-            self._streams[request_id] = inbox
-            self._commands.put((request_id, lambda _: self._embed(model, request_id, token_ids, found)))
+            (stream,) = self._enter([TextRequest("", 1, len(token_ids))], None)
             try:
-                step = await inbox.get()
+                worker, found = stream.worker or await self._place(stream), list[NDArray[np.float32]]()
+                worker.put(stream.request_id, partial(_embed, worker, stream.request_id, token_ids, found))
+                step = await stream.inbox.get()
             finally:
-                del self._streams[request_id]
-                if not self._streams:
-                    self._idle.set()
+                self._leave(stream)
+        if step is None:
+            raise Overloaded("the engine had to be started anew", retry_after_s=5)
         for event in step.events:
             if isinstance(event, FailureEvent):
                 raise EngineFailure(event.message)
         return found[0]
 
-    def _take(self, step: _Step, candidates: CandidateSet, request_id: int) -> list[Shown]:
+    def _enter(self, requests: Sequence[TextRequest], timeout_s: float | None) -> list[_Stream]:
+        """Accepts all of them or raises Overloaded."""
+        if self.state not in ("ready", "asleep"):
+            raise Overloaded(f"the service is {self.state}", retry_after_s=5)
+        costs = [len(r.prompt) + (len(r.choices) or r.num_samples) * r.max_new_tokens for r in requests]
+        self.admission.enter(len(requests), sum(costs))
+        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        streams = []
+        for request, cost in zip(requests, costs, strict=True):
+            stream = _Stream(next(self._ids), request, cost, _Timing(time.perf_counter()), deadline, timeout_s)
+            stream.worker = self._worker
+            self._streams[stream.request_id] = stream
+            streams.append(stream)
+        return streams
+
+    def _leave(self, stream: _Stream) -> None:
+        del self._streams[stream.request_id]
+        self.admission.leave(stream.num_tokens)
+        self._leave_session(stream)
+        self.last_used = time.monotonic()
+        if not self._streams:
+            self._idle.set()
+        worker, request_id = stream.worker, stream.request_id
+        if worker is None:
+            return
+        if stream.candidates is not None and not stream.candidates.is_complete:
+            worker.put(request_id, partial(_cancel, request_id))
+        if worker in self._retired:
+            self._end_if_idle(worker)
+
+    async def _prepare(self, stream: _Stream) -> None:
+        """Text becomes ids. Raises InvalidRequest, and what _place raises."""
+        async with self._deadline(stream):
+            worker = stream.worker or await self._place(stream)
+            assert worker.model is not None
+            stream.info = worker.model.info
+            make, request = worker.model.candidates, stream.request
+            is_long = (1 + len(request.choices)) * len(request.prompt) > _LONG_PROMPT
+            stream.candidates = await asyncio.to_thread(make, request) if is_long else make(request)
+
+    async def _place(self, stream: _Stream) -> Worker:
+        """A worker for a stream that has none. Raises Overloaded if there will be none."""
+        if self.state == "asleep":
+            self._in_background(self._wake())
+        num_failed = self._num_failed_wakes
+        async with self._changed:
+            while self._worker is None:
+                if self.state in ("failed", "stopped", "unloaded"):
+                    raise Overloaded(f"the service is {self.state}", retry_after_s=5)
+                if self._num_failed_wakes > num_failed:
+                    raise EngineFailure("the model could not be loaded again")
+                await self._changed.wait()
+        stream.worker = self._worker
+        return self._worker
+
+    async def _wake(self) -> None:
+        async with self._exchange:
+            if self.state == "asleep" or (self.state == "draining" and self._worker is None):
+                try:
+                    await self._install(await self._open())
+                except Exception:
+                    _log.exception("a model that slept could not be loaded again")
+                    self._num_failed_wakes += 1
+                    await self._tell()
+
+    async def _collect(self, stream: _Stream) -> Answer:
+        async with contextlib.aclosing(self._follow(stream)) as deltas:
+            async for delta in deltas:
+                if isinstance(delta, Answer):
+                    return delta
+        raise AssertionError("a stream ends with its answer")
+
+    async def _follow(self, stream: _Stream) -> AsyncGenerator[Delta, None]:
+        candidates, timing = stream.candidates, stream.timing
+        assert candidates is not None
+        self._take_session(stream)
+        self._order(stream, candidates.requests)
+        while not candidates.is_complete:
+            step = await self._next_step(stream)
+            timing.note(step)
+            for delta in self._take(step, stream, candidates):
+                yield delta
+        yield replace(
+            candidates.answer(),
+            queue_s=timing.started - timing.submitted,
+            prefill_s=timing.first - timing.started,
+            decode_s=timing.last - timing.first,
+        )
+
+    async def _next_step(self, stream: _Stream) -> Step:
+        if stream.timing.started:
+            step = await stream.inbox.get()
+        else:
+            async with self._deadline(stream):
+                while (step := await stream.inbox.get()) is None:
+                    await self._move(stream)
+        assert step is not None, "only requests that have not begun are moved"
+        return step
+
+    async def _move(self, stream: _Stream) -> None:
+        """To the worker after the one that died. Once: a request may be what it died of."""
+        if stream.was_moved:
+            raise Overloaded("the engine had to be started anew", retry_after_s=5)
+        stream.was_moved = True
+        worker = await self._place(stream)
+        assert worker.model is not None
+        assert stream.candidates is not None
+        if worker.model.info != stream.info:
+            raise Overloaded("the model was changed", retry_after_s=1)
+        self._order(stream, stream.candidates.requests)
+
+    @contextlib.asynccontextmanager
+    async def _deadline(self, stream: _Stream) -> AsyncGenerator[None, None]:
+        try:
+            async with asyncio.timeout_at(stream.deadline):
+                yield
+        except TimeoutError as fault:
+            raise DeadlineExceeded(f"no token within {stream.timeout_s:g} s; the service is busy") from fault
+
+    def _take(self, step: Step, stream: _Stream, candidates: CandidateSet) -> list[Shown]:
         shown: list[Shown] = []
         for event in step.events:
             if isinstance(event, FailureEvent):
@@ -242,126 +534,74 @@ class AsyncEngine:
             shown += candidates.take(event)
         orders, needless = candidates.take_orders()
         for sample in needless:
-            self._commands.put((request_id, partial(_cancel_sample, request_id, sample)))
-        self._order(request_id, orders)
+            self._put(stream, partial(_cancel_sample, stream.request_id, sample))
+        self._order(stream, orders)
         return shown
 
-    def _order(self, request_id: int, parts: list[GenerationRequest]) -> None:
+    def _order(self, stream: _Stream, parts: Iterable[GenerationRequest]) -> None:
         for part in parts:
-            self._commands.put((request_id, partial(_add, request_id, part)))
+            self._put(stream, partial(_add, stream.request_id, part))
 
-    def _take_session(self, request: TextRequest, request_id: int) -> None:
+    def _put(self, stream: _Stream, act: Callable[[Engine], None]) -> None:
+        if stream.worker is not None:
+            stream.worker.put(stream.request_id, act)
+
+    def _take_session(self, stream: _Stream) -> None:
         """A newer request of a session takes the place of the older one, whose rows are free at the next step."""
-        if not request.session:
+        if not stream.request.session:
             return
-        older = self._sessions.get((request.salt, request.session))
-        self._sessions[request.salt, request.session] = request_id
-        if older is not None and (inbox := self._streams.get(older)) is not None:
-            self._commands.put((older, lambda engine: engine.cancel(older)))
-            now = time.perf_counter()
-            inbox.put_nowait(_Step([FailureEvent(older, SUPERSEDED)], now, now))
+        key = stream.request.salt, stream.request.session
+        if self._sessions.get(key, -1) > stream.request_id:
+            raise Superseded()  # a newer one was ready sooner
+        older = self._streams.get(self._sessions.get(key, -1))
+        self._sessions[key] = stream.request_id
+        if older is not None:
+            self._put(older, partial(_cancel, older.request_id))
+            older.fail(SUPERSEDED)
             self.num_superseded += 1
 
-    def _leave_session(self, request: TextRequest, request_id: int) -> None:
-        if self._sessions.get((request.salt, request.session)) == request_id:
-            del self._sessions[request.salt, request.session]
+    def _leave_session(self, stream: _Stream) -> None:
+        key = stream.request.salt, stream.request.session
+        if self._sessions.get(key) == stream.request_id:
+            del self._sessions[key]
 
-    def _ready_model(self) -> OpenModel:
-        if self.state != "ready" or self._model is None:
-            raise Overloaded(f"the service is {self.state}", retry_after_s=5)
-        if len(self._streams) >= self.settings.max_queue:
-            raise Overloaded(f"{len(self._streams)} requests are being answered already", retry_after_s=1)
-        return self._model
+    # -- called by a worker --------------------------------------------------------------------------------------------------
 
-    # -- the engine thread ---------------------------------------------------------------------------------------------
-
-    def _run(self, loaded: asyncio.Future[OpenModel]) -> None:
-        try:
-            model = self.load(self.settings)
-        except BaseException as fault:
-            self._call(_set_exception, loaded, fault)
-            return
-        self._call(_set_result, loaded, model)
-        try:
-            self._serve(model.engine)
-        except BaseException:
-            _log.exception("the engine thread died")
-            self._call(self._die)
-
-    def _serve(self, engine: Engine) -> None:
-        while True:
-            if not engine.has_work:
-                command = self._commands.get()
-                if command is None:
-                    return
-                self._execute(engine, command)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    command = self._commands.get_nowait()
-                    if command is None:
-                        return
-                    self._execute(engine, command)
-            started = time.perf_counter()
-            if events := engine.step():
-                self._call(self._dispatch, events, started, time.perf_counter())
-
-    def _embed(
-        self, model: OpenModel, request_id: int, token_ids: tuple[int, ...], found: list[NDArray[np.float32]]
-    ) -> None:
-        assert model.embedder is not None
-        started = time.perf_counter()
-        found.append(model.embedder.embed(token_ids))
-        self._call(self._dispatch, [StartEvent(request_id)], started, time.perf_counter())
-
-    def _execute(self, engine: Engine, command: _Command) -> None:
-        """A command that fails, fails its own request."""
-        request_id, act = command
-        try:
-            act(engine)
-        except Exception:
-            _log.exception("a command for the engine failed")
-            now = time.perf_counter()
-            self._call(self._dispatch, [FailureEvent(request_id, "the engine could not take this request")], now, now)
-
-    def _call(self, function: Callable[..., None], *args: object) -> None:
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(function, *args)
-
-    # -- back on the loop ------------------------------------------------------------------------------------------------
-
-    def _dispatch(self, events: list[Event], started: float, ended: float) -> None:
-        by_request: dict[int, list[Event]] = {}
-        for event in events:
-            by_request.setdefault(event.request_id, []).append(event)
-        for request_id, own in by_request.items():
-            if (inbox := self._streams.get(request_id)) is not None:
-                inbox.put_nowait(_Step(own, started, ended))
-
-    def _die(self) -> None:
-        self.state = "failed"
-        self.died.set()
-        self._fail_all("the engine stopped unexpectedly")
-
-    def _fail_all(self, message: str) -> None:
-        now = time.perf_counter()
-        for request_id, inbox in self._streams.items():
-            inbox.put_nowait(_Step([FailureEvent(request_id, message)], now, now))
+    def _on_step(self, worker: Worker, request_id: int, step: Step) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.worker is worker:
+            stream.has_begun = True
+            stream.inbox.put_nowait(step)
 
 
 def _add(request_id: int, part: GenerationRequest, engine: Engine) -> None:
     engine.add(request_id, part)
 
 
+def _cancel(request_id: int, engine: Engine) -> None:
+    engine.cancel(request_id)
+
+
 def _cancel_sample(request_id: int, sample: int, engine: Engine) -> None:
     engine.cancel(request_id, sample)
 
 
-def _set_result(future: asyncio.Future[OpenModel], model: OpenModel) -> None:
-    if not future.done():
-        future.set_result(model)
+def _embed(
+    worker: Worker, request_id: int, token_ids: tuple[int, ...], found: list[NDArray[np.float32]], _: Engine
+) -> None:
+    assert worker.model is not None
+    assert worker.model.embedder is not None
+    started = time.perf_counter()
+    found.append(worker.model.embedder.embed(token_ids))
+    worker.tell([StartEvent(request_id)], started)
 
 
-def _set_exception(future: asyncio.Future[OpenModel], fault: BaseException) -> None:
-    if not future.done():
-        future.set_exception(fault)
+async def _together(work: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """All results; when one fails, the others are given up and its fault is raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.memory import Memory
-from promptgen.generation.sampler import RowTensors, allowed_logits, sample
+from promptgen.generation.sampler import RowTensors, allowed_logits, proven, sample
 from promptgen.generation.steps import Precision, PromptTokens
 
 GRAPH_K = 64  # rows with a larger top_k are drawn outside the graph
@@ -135,7 +135,7 @@ class CudaGpt2(EagerGpt2):
         bucket.positions.add_(1)
         max_k = min(GRAPH_K, self._memory.shape.vocabulary)
         allowed = allowed_logits(logits, self._memory, bucket.rows, bucket.positions)
-        bucket.token_ids.copy_(sample(allowed, bucket.positions, bucket.rows, max_k))
+        bucket.token_ids.copy_(proven(sample(allowed, bucket.positions, bucket.rows, max_k), logits))
 
     def _fill(self, bucket: _Bucket, num_rows: int) -> None:
         """Writes the static inputs if they are not those that the bucket's last step left for the same rows."""

@@ -14,16 +14,20 @@ from promptgen.errors import ContextLengthExceeded, InvalidRequest
 from promptgen.generation.memory import MAX_ENDS, Memory
 from promptgen.generation.request import EngineStats, Event, FailureEvent, GenerationRequest, TokenEvent
 from promptgen.generation.runner import Runner
-from promptgen.generation.scheduler import Scheduler
+from promptgen.generation.scheduler import FAILED, Scheduler
 from promptgen.generation.steps import Steps
 
 _log = logging.getLogger(__name__)
 
 
+class EngineBroken(Exception):
+    """This engine will answer nobody any more."""
+
+
 class Engine:
     """Continuous batching over one model: rows of all running requests share every step."""
 
-    def __init__(self, memory: Memory, steps: Steps, *, max_queue: int) -> None:
+    def __init__(self, memory: Memory, steps: Steps, *, max_queue: int | None = None) -> None:
         self.window = memory.shape.window
         self.vocabulary = memory.shape.vocabulary
         self.max_rows = len(memory.rows)
@@ -94,32 +98,59 @@ class Engine:
     def cancel(self, request_id: int, sample: int | None = None) -> None:
         self._scheduler.cancel(request_id, sample)
 
+    @property
+    def begun(self) -> frozenset[int]:
+        """Requests of which something is being computed."""
+        return self._scheduler.begun
+
     def offer(self, steps: Steps) -> None:
         """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision
         or cache type when what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
         self._offered = steps
 
     def step(self) -> list[Event]:
-        """One forward pass for everything that runs. A failing step fails the requests in it, and the engine goes on."""
+        """One forward pass for everything that runs. A fault fails the requests it belongs to, and the engine goes on.
+
+        Raises EngineBroken when nothing could be computed and a proof of the model fails as well: a new engine is needed.
+        """
         if self._offered is not None:
             self._take_up(self._offered)
         plan = self._scheduler.schedule()
+        failures, self._scheduler.failures = self._scheduler.failures, []
         if plan is None:
-            return []
+            return failures
         try:
             result = self._runner.run(plan)
         except Exception:
             _log.exception("a step of %d rows failed", plan.num_rows)
-            return [
-                FailureEvent(request_id, "the engine failed on this request")
-                for request_id in self._scheduler.drop_running()
-            ]
-        events = self._scheduler.update(plan, result.token_ids, result.logprobs, result.picks, result.tops)
+            return failures + [FailureEvent(request_id, FAILED) for request_id in self._scheduler.drop_running()]
+        failed_rows = result.failed_rows
+        if failed_rows:
+            self._runner.wipe(failed_rows)  # before another row moves there
+        events = self._scheduler.update(
+            plan, result.token_ids, result.logprobs, result.picks, result.tops, result.failed_slots
+        )
+        if self._scheduler.distrusted:
+            self._runner.wipe(self._scheduler.distrusted)
+            self._scheduler.distrusted = []
+        if failed_rows or result.failed_slots:
+            self._prove()
+        events += failures
         self._num_steps += 1
         self._num_prompt_tokens += sum(len(stretch.token_ids) for stretch in plan.stretches)
         self._num_reused_tokens += plan.num_reused
         self._num_generated_tokens += sum(type(event) is TokenEvent for event in events)
         return events
+
+    def _prove(self) -> None:
+        """Is it the request, or the engine?"""
+        slot = self._scheduler.prompts.idle_slot  # the failed request has left it empty
+        if slot is None:
+            return
+        try:
+            self._runner.prove(slot)
+        except Exception as fault:
+            raise EngineBroken("the model computes nothing any more") from fault
 
     def _take_up(self, steps: Steps) -> None:
         old = self._runner.steps

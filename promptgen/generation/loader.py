@@ -141,4 +141,4 @@ def _checked_engine(settings: EngineSettings, memory: Memory, steps: Steps, toke
     if not bool(torch.as_tensor(memory.logits[slot]).isfinite().all()):
         file = settings.model / "model.safetensors"
         raise FileFault(file, "gives logits that are not finite; the weights are damaged")
-    return Engine(memory, steps, max_queue=settings.max_queue)
+    return Engine(memory, steps)

@@ -100,6 +100,12 @@ class Memory:
         self.rows[target] = self.rows[source]
         self.num_changes += 1
 
+    def swap_rows(self, a: int, b: int) -> None:
+        """Exchanges what two rows are drawn with; their keys, values and logits stay where they are."""
+        for array in (self.rows, self.seen, self.row_bias, self.forced):
+            array[[a, b]] = array[[b, a]]
+        self.num_changes += 1
+
     def start_rows(self, request: GenerationRequest, slot: int, first_row: int, samples: range) -> None:
         """Rows first_row... become the `samples` of a request whose prompt stands in `slot`."""
         length, sampling = len(request.prompt_ids), request.sampling

@@ -139,7 +139,10 @@ def read_sampling(folder: Path) -> Sampling:
 
 
 def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, Tensor]:
-    """All tensors of `shape`, float32, from model.safetensors, names without the "transformer." prefix."""
+    """All tensors of `shape`, float32, from model.safetensors, names without the "transformer." prefix.
+
+    They are copies: those of the library lie in the mapped file, and whoever writes over a mapped file ends the process that reads it (SIGBUS).
+    """
     path = folder / "model.safetensors"
     if not path.exists():
         hint = (
@@ -164,5 +167,5 @@ def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, Tensor]:
             raise FileFault(path, f"{name} has the type {tensor.dtype}, not a float of 16 or 32 bits")
         if not bool(torch.isfinite(tensor).all()):
             raise FileFault(path, f"{name} holds numbers that are not finite")
-        weights[name] = tensor.to(torch.float32)
+        weights[name] = tensor.to(torch.float32, copy=True)
     return weights

@@ -134,18 +134,35 @@ class PromptCache:
         self._prompts = [Prompt(prompt.slot) for prompt in self._prompts]
         self._drawn.clear()
 
+    @property
+    def idle_slot(self) -> int | None:
+        """One that nobody uses now."""
+        return next((prompt.slot for prompt in self._prompts if not prompt.num_users), None)
+
+    def forget_idle(self) -> list[int]:
+        """Empties the slots that nobody uses: one of them may hold what made a request fail. Gives those in which anything stood."""
+        idle = [index for index, prompt in enumerate(self._prompts) if prompt.last_use and not prompt.num_users]
+        for index in idle:
+            self._let_go(self._prompts[index])
+            self._prompts[index] = Prompt(self._prompts[index].slot)
+        return [self._prompts[index].slot for index in idle]
+
     def _use(self, prompt: Prompt, token_ids: tuple[int, ...] | None = None) -> Prompt:
         if token_ids is not None:
             prompt.token_ids, prompt.has_logits = token_ids, False
-            if prompt.drawn is not None:
-                siblings = self._drawn[prompt.drawn.key]
-                siblings.remove(prompt)
-                if not siblings:
-                    del self._drawn[prompt.drawn.key]
-                prompt.drawn = None
+            self._let_go(prompt)
         prompt.num_users += 1
         prompt.last_use = next(self._clock)
         return prompt
+
+    def _let_go(self, prompt: Prompt) -> None:
+        """Its slot no longer holds a candidate."""
+        if prompt.drawn is not None:
+            siblings = self._drawn[prompt.drawn.key]
+            siblings.remove(prompt)
+            if not siblings:
+                del self._drawn[prompt.drawn.key]
+            prompt.drawn = None
 
     def _nearest(self, token_ids: tuple[int, ...], salt: str) -> tuple[int, Prompt | None]:
         """The prompt that shares the longest beginning, and how long it is. Among equals one that ends there, with logits."""

@@ -1,11 +1,13 @@
 """Runs a plan: moves rows, copies what prompts share, reads prompts, starts rows, and draws a token for every row.
 
-Between steps nothing is done row by row, and a running batch costs two calls.
+Between steps nothing is done row by row, and a running batch costs two calls. A step that raises is done again in its parts, each prompt and
+each row alone, so that only the guilty fail.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import logging
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,20 +17,13 @@ from numpy.typing import NDArray
 
 from promptgen.generation.first_draw import draw_first
 from promptgen.generation.memory import Memory
-from promptgen.generation.scheduler import NO_TOPS, Join, Pick, Plan, Tops
+from promptgen.generation.rescue import compute_apart, no_picks
+from promptgen.generation.scheduler import NO_TOPS, Join, Pick, Plan, StepResult, Tops
 from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, PromptTokens, Steps
 from promptgen.generation.tops import top_logprobs
 
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows, `tops` the
-    likeliest tokens of rows that want to know."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    picks: list[Pick]
-    tops: Tops = field(default_factory=dict)
+_PROOF = (0,) * 8  # any tokens do
+_log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -39,6 +34,30 @@ class Runner:
         self._memory = memory
 
     def run(self, plan: Plan) -> StepResult:
+        """Raises what moving and copying raise: after that nothing in the rows can be trusted."""
+        self._arrange(plan)
+        rows = self._memory.rows[: plan.num_continuing].copy()
+        try:
+            return self._compute(plan)
+        except Exception:
+            _log.exception("a step of %d rows failed; each of its parts is tried alone", plan.num_rows)
+        self._memory.rows[: plan.num_continuing] = rows  # a draw may have been half done
+        self._memory.num_changes += 1
+        return compute_apart(self._memory, self.steps, plan, self._pick)
+
+    def prove(self, slot: int) -> None:
+        """Raises if the model gives no numbers for a prompt that it has always given numbers for. The slot is overwritten."""
+        length = min(len(_PROOF), self._memory.shape.window - 1)
+        self.steps.forward(0, PromptTokens.of([(slot, 0, _PROOF[:length], True)]))
+        if not np.isfinite(_host(self._memory.logits[slot])[: self._memory.shape.vocabulary]).all():
+            raise ArithmeticError("the model's logits are not finite")
+
+    def wipe(self, slots: list[int]) -> None:
+        """Numbers that are none would spread: a masked product of zero and NaN is NaN."""
+        self._memory.keys[:, slots] = 0
+        self._memory.values[:, slots] = 0
+
+    def _arrange(self, plan: Plan) -> None:
         memory = self._memory
         for copy in plan.keeps:
             memory.copy_prefix(copy.source, copy.target, copy.length)
@@ -46,6 +65,9 @@ class Runner:
             memory.move_row(source, target)
         for copy in plan.copies:
             memory.copy_prefix(copy.source, copy.target, copy.length)
+
+    def _compute(self, plan: Plan) -> StepResult:
+        memory = self._memory
         prompts = NOTHING_TO_READ
         if plan.stretches:
             prompts = PromptTokens.of([(s.slot, s.start, s.token_ids, s.is_last) for s in plan.stretches])
@@ -58,20 +80,30 @@ class Runner:
                 memory.start_rows(join.request, join.slot, join.first_row, join.samples)
             prompt_slots = np.repeat([join.slot for join in plain], [len(join.samples) for join in plain])
             prompt_slots = prompt_slots.astype(np.int32)
+        picks = [pick for join in plan.joins if join.branch_slots for pick in self._pick(join)]
         num_drawn = plan.num_rows - plan.num_picked
         token_ids, logprobs = self.steps.draw(num_drawn, plan.num_continuing, prompt_slots) if num_drawn else ([], [])
+        # Nothing may fail from here on: a draw is not repeated once it is made.
         tops = NO_TOPS
         if plan.has_tops:
             slots = np.concatenate([np.arange(plan.num_continuing), prompt_slots])
-            tops, logprobs = top_logprobs(memory, slots, token_ids, logprobs)
-        picks = [pick for join in plan.joins if join.branch_slots for pick in self._pick(join)]
+            tops, logprobs = self._tops(slots, token_ids, logprobs)
         return StepResult(token_ids, logprobs, picks, tops)
+
+    def _tops(self, slots: NDArray[np.int64], token_ids: list[int], logprobs: list[float]) -> tuple[Tops, list[float]]:
+        try:
+            return top_logprobs(self._memory, slots, token_ids, logprobs)
+        except Exception:
+            _log.exception("the likeliest tokens of a step could not be told")
+            return NO_TOPS, logprobs
 
     def _pick(self, join: Join) -> list[Pick]:
         """Draws the first tokens of candidates among branches, and starts their rows after them."""
         memory, request = self._memory, join.request
         vocabulary = memory.shape.vocabulary
         lines = [_host(memory.logits[slot])[:vocabulary] for slot in join.branch_slots]
+        if not all(np.isfinite(line).all() for line in lines):
+            return no_picks(join)
         picks = draw_first(request, join.samples, lines, _host(memory.bias), memory.end_id)
         row = join.first_row
         for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):

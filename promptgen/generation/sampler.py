@@ -15,6 +15,7 @@ from torch import Tensor
 
 from promptgen.generation.memory import MAX_COUNT, NOT_A_TOKEN, Memory
 from promptgen.generation.noise import gumbel
+from promptgen.generation.steps import NO_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +79,24 @@ def draw_rows(memory: Memory, logit_slots: NDArray[np.int64]) -> tuple[list[int]
     token_ids = chosen.cpu().numpy()
     forced = np.flatnonzero(rows["is_forced"])
     token_ids[forced] = memory.forced[forced, rows["position"][forced]]
-    rows["token_id"] = token_ids
-    drawn = torch.from_numpy(penalized), torch.from_numpy(token_ids[penalized])
-    seen[drawn] += ((seen[drawn] & MAX_COUNT) < MAX_COUNT).to(seen.dtype)
     logprobs = [0.0] * len(rows)
     if rows["wants_logprob"].any():
         logits[forced] = own_logits[forced]  # among all tokens
         chosen = torch.from_numpy(token_ids).to(logits.device)
         wanted = np.where(rows["wants_logprob"] > 0, chosen_logprobs(logits, chosen).cpu().numpy(), 0.0)
         logprobs = wanted.tolist()
-    return token_ids.tolist(), logprobs
+    # Last, so that a draw that raises has changed nothing but positions.
+    rows["token_id"] = token_ids
+    drawn = torch.from_numpy(penalized), torch.from_numpy(token_ids[penalized])
+    seen[drawn] += ((seen[drawn] & MAX_COUNT) < MAX_COUNT).to(seen.dtype)
+    return proven(torch.from_numpy(token_ids).to(logits.device), own_logits).tolist(), logprobs
 
 
 def allowed_logits(logits: Tensor, memory: Memory, rows: RowTensors, positions: Tensor) -> Tensor:
     """logits [R, V] with -inf for what a row may not draw to stand at `positions` [R]."""
-    logits = logits + torch.as_tensor(memory.bias)
+    logits = (logits + torch.as_tensor(memory.bias)).nan_to_num_(
+        nan=NOT_A_TOKEN, posinf=-NOT_A_TOKEN, neginf=NOT_A_TOKEN
+    )
     if memory.end_id >= 0:
         logits[:, memory.end_id].masked_fill_(positions < rows.end_from, NOT_A_TOKEN)
     return logits
@@ -105,7 +109,7 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, positions: Tensor, rows: RowTensors, max_k: int, *, any_top_p: bool = True) -> Tensor:
-    """Token ids [R] drawn from logits [R, V] (float32) to stand at positions [R]; no row's top_k is over `max_k`."""
+    """Token ids [R] drawn from logits [R, V] (float32, none NaN) to stand at positions [R]; no row's top_k is over `max_k`."""
     values, token_ids = torch.topk(logits / rows.temperature[:, None], max_k)  # [R, K], falling
     rank = torch.arange(max_k, device=logits.device)
     values = values.masked_fill(rank >= rows.top_k[:, None], NOT_A_TOKEN)
@@ -117,6 +121,11 @@ def sample(logits: Tensor, positions: Tensor, rows: RowTensors, max_k: int, *, a
     noise = gumbel(rows.keys, positions, token_ids).masked_fill(rows.is_greedy[:, None], 0.0)
     scores = values.to(torch.float64) + noise
     return token_ids.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
+
+
+def proven(token_ids: Tensor, logits: Tensor) -> Tensor:
+    """Token ids [R], NO_TOKEN in place of those whose logit is no finite number: nothing better was there."""
+    return torch.where(logits.gather(1, token_ids[:, None])[:, 0].isfinite(), token_ids, NO_TOKEN)
 
 
 def chosen_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:

@@ -12,20 +12,34 @@ A request with branches (generation/healing.py) has its prompt read first, then 
 their first token drawn among the branches. One that remembers keeps its finished candidates in slots, and a candidate that was
 drawn before goes on where that one ended.
 
-Fair: requests wait in the order they came; when several have candidates to place, each gets TURN of them in turn, so sixty-four of one
-do not keep one of another waiting.
+Fair: callers wait in turn, the requests of each in the order they came (generation/waiting.py); when several have candidates to place, each
+gets TURN of them in turn, so sixty-four of one do not keep one of another waiting. No more prompts are read ahead than fill the rows once.
+
+A fault stays with its request: one that cannot be admitted, whose prompt could not be read or one of whose draws gave NO_TOKEN, gets a
+FailureEvent and leaves; the others do not notice.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 
 from promptgen.errors import Overloaded
 from promptgen.generation.prompts import Drawn, Prompt, PromptCache
-from promptgen.generation.request import Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent, TopEvent
+from promptgen.generation.request import (
+    Event,
+    FailureEvent,
+    FinishEvent,
+    GenerationRequest,
+    StartEvent,
+    TokenEvent,
+    TopEvent,
+)
+from promptgen.generation.steps import NO_TOKEN
+from promptgen.generation.waiting import WaitingLine
 
 Tops = Mapping[int, tuple[tuple[int, float], ...]]  # (token id, log-probability), by row
 NO_TOPS: Tops = {}
@@ -33,6 +47,8 @@ TURN = 8  # candidates placed of a request before the next one has its turn
 MAX_READ = 512  # prompt tokens in a step when no row is running
 MAX_PASS = 256  # tokens in a step when some are: what running rows leave of it is for reading,
 MIN_READ = 64  # but no less than this
+FAILED = "the engine failed on this request"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -131,10 +147,33 @@ class Plan:
     has_tops: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows, `tops` the
+    likeliest tokens of rows that want to know.
+
+    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    picks: list[Pick]
+    tops: Tops = field(default_factory=dict)
+    failed_slots: frozenset[int] = frozenset()
+
+    @property
+    def failed_rows(self) -> list[int]:
+        if NO_TOKEN not in self.token_ids and all(pick.token_id != NO_TOKEN for pick in self.picks):
+            return []
+        drawn = (*self.token_ids, *(pick.token_id for pick in self.picks))
+        return [row for row, token_id in enumerate(drawn) if token_id == NO_TOKEN]
+
+
 class Scheduler:
-    def __init__(self, *, max_rows: int, num_prompt_slots: int, max_queue: int, end_id: int) -> None:
+    def __init__(self, *, max_rows: int, num_prompt_slots: int, max_queue: int | None = None, end_id: int) -> None:
         self.rows: list[Sequence] = []
-        self.waiting: deque[tuple[int, GenerationRequest]] = deque()
+        self.waiting = WaitingLine()
+        self.failures: list[Event] = []  # of requests that could not be admitted; whoever takes them empties the list
         self.prompts = PromptCache(range(max_rows, max_rows + num_prompt_slots))
         self._reading: deque[_Reading] = deque()
         self._joining: deque[_Reading] = deque()
@@ -143,6 +182,7 @@ class Scheduler:
         self._end_id = end_id
         self._moves: list[tuple[int, int]] = []
         self._keeps: list[Copy] = []
+        self.distrusted: list[int] = []  # slots whose content is to be wiped; whoever does it empties the list
         self._resuming: deque[Sequence] = deque()
         self._num_promised = 0  # slots for branches of prompts that are being read
         self.num_recalled = 0  # tokens that an earlier draw gave
@@ -163,15 +203,20 @@ class Scheduler:
         """Requests none of whose candidates runs yet. May be asked from another thread."""
         return len(self.waiting) + len(self._reading) + sum(not entry.num_joined for entry in tuple(self._joining))
 
+    @property
+    def begun(self) -> frozenset[int]:
+        """Requests of which something is being computed. Those whose prompt is read, and who wait for a row, are not among them."""
+        entries = [*self._reading, *(entry for entry in self._joining if entry.num_joined)]
+        sequences = (*self._resuming, *self.rows)
+        return frozenset([e.request_id for e in entries] + [s.request_id for s in sequences])
+
     def add(self, request_id: int, request: GenerationRequest) -> None:
-        """Queues a request, or a further part of one. Raises Overloaded when the queue is full."""
+        """Queues a request, or a further part of one. Raises Overloaded when the queue is full, if it has a bound: AsyncEngine has one of its own."""
         assert request.num_samples >= 1
         assert request.prompt_ids
-        if len(self.waiting) >= self._max_queue and not self._knows(request_id):
-            waiting = len({waiting_id for waiting_id, _ in self.waiting})
-            if waiting >= self._max_queue:
-                raise Overloaded(f"{waiting} requests are waiting already; try again in a moment")
-        self.waiting.append((request_id, request))
+        if self._max_queue is not None and len(self.waiting) >= self._max_queue and not self._knows(request_id):
+            raise Overloaded(f"{len(self.waiting)} requests are waiting already; try again in a moment")
+        self.waiting.append(request_id, request)
 
     def _knows(self, request_id: int) -> bool:
         known = {waiting_id for waiting_id, _ in self.waiting}
@@ -217,22 +262,54 @@ class Scheduler:
         )
 
     def update(
-        self, plan: Plan, token_ids: Many[int], logprobs: Many[float], picks: Many[Pick] = (), tops: Tops = NO_TOPS
+        self,
+        plan: Plan,
+        token_ids: Many[int],
+        logprobs: Many[float],
+        picks: Many[Pick] = (),
+        tops: Tops = NO_TOPS,
+        failed_slots: Collection[int] = (),
     ) -> list[Event]:
         """Takes one token for each row of the plan: those of `picks` for the last rows. A token that ends a candidate is not given out.
-        `tops` are the likeliest tokens by row, told before the token itself."""
+        `tops` are the likeliest tokens by row, told before the token itself. NO_TOKEN fails the request of its row, as does a prompt slot that
+        could not be read."""
         events: list[Event] = [StartEvent(request_id) for request_id in plan.started]
         events += (TopEvent(self.rows[row].request_id, self.rows[row].sample, top) for row, top in tops.items())
         finished: list[int] = []
+        failed: dict[int, None] = {}
         for row, (sequence, token_id, logprob) in enumerate(zip(self.rows, token_ids, logprobs, strict=False)):
-            if self._take(sequence, token_id, logprob, events):
+            if token_id == NO_TOKEN:
+                failed[sequence.request_id] = None
+            elif self._take(sequence, token_id, logprob, events):
                 finished.append(row)
         for row, pick in enumerate(picks, len(self.rows) - len(picks)):
-            if self._take_pick(self.rows[row], pick, events):
+            if pick.token_id == NO_TOKEN:
+                failed[self.rows[row].request_id] = None
+            elif self._take_pick(self.rows[row], pick, events):
                 finished.append(row)
         if finished:
             self._remove(finished)
+        if failed_slots:
+            failed |= dict.fromkeys(self._users(failed_slots))
+        if failed:
+            events += self._fail(failed)
         return events
+
+    def _users(self, slots: Collection[int]) -> list[int]:
+        """The requests that have a prompt in one of the slots."""
+        return [
+            entry.request_id
+            for entry in (*self._reading, *self._joining)
+            if any(prompt.slot in slots for prompt in (entry.prompt, *entry.branches))
+        ]
+
+    def _fail(self, request_ids: Collection[int]) -> list[Event]:
+        """Ends requests. What they leave in the cache is not trusted, and who shared it cannot be known: idle slots are emptied."""
+        for request_id in request_ids:
+            self.cancel(request_id)
+        self._keeps.clear()
+        self.distrusted += self.prompts.forget_idle()
+        return [FailureEvent(request_id, FAILED) for request_id in request_ids]
 
     def _take(self, sequence: Sequence, token_id: int, logprob: float, events: list[Event]) -> bool:
         """Whether the candidate is done with its row."""
@@ -292,7 +369,7 @@ class Scheduler:
     def cancel(self, request_id: int, sample: int | None = None) -> None:
         """Frees the rows of a request, or the row of one of its candidates. Unknown ids are ignored: it may have just finished."""
         if sample is None:
-            self.waiting = deque(entry for entry in self.waiting if entry[0] != request_id)
+            self.waiting.remove(request_id)
             for line in (self._reading, self._joining):
                 for entry in [entry for entry in line if entry.request_id == request_id]:
                     line.remove(entry)
@@ -324,19 +401,33 @@ class Scheduler:
 
     def _start(self, copies: list[Copy]) -> int:
         num_reused = 0
-        while self.waiting:
-            request_id, request = self.waiting[0]
+        while self.waiting and not self._is_far_ahead:
+            request_id, request = self.waiting.first()
             num_branches = max(0, len(request.branches) - 1)
             if (num_branches or self._num_promised) and self.prompts.num_free - self._num_promised < 1 + num_branches:
                 break
-            prompt = self._acquire(request.prompt_ids, request.salt, copies)
+            try:
+                prompt = self._acquire(request.prompt_ids, request.salt, copies)
+            except Exception:
+                _log.exception("a request could not be admitted")
+                self.waiting.pop()
+                self.failures.append(FailureEvent(request_id, FAILED))
+                continue
             if prompt is None:
                 break
-            self.waiting.popleft()
+            self.waiting.pop()
             num_reused += prompt.num_read
             self._num_promised += num_branches
             self._enter(_Reading(request_id, request, prompt))
         return num_reused
+
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether enough candidates have a prompt of their own to fill the rows once. Whoever comes next waits for no more than these."""
+        if len(self._reading) + len(self._joining) < max(TURN, self._max_rows // TURN):
+            return False
+        ahead = sum(entry.request.num_samples - entry.num_joined for entry in (*self._reading, *self._joining))
+        return ahead >= self._max_rows
 
     def _acquire(self, token_ids: tuple[int, ...], salt: str, copies: list[Copy]) -> Prompt | None:
         place = self.prompts.acquire(token_ids, salt)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Precision = Literal["float32", "bfloat16", "int8"]
 
 NO_TOKENS: NDArray[np.int32] = np.zeros(0, np.int32)
+NO_TOKEN = -1  # stands for a draw that failed: no token had a finite probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +63,6 @@ class Steps(Protocol):
     ) -> tuple[list[int], list[float]]:
         """Draws a token for each row and makes it the one fed next: token ids and their log-probabilities (0.0 where not asked for).
 
-        The first `num_continuing` rows draw from their own logits, row num_continuing + i from those of prompt_slots[i].
+        The first `num_continuing` rows draw from their own logits, row num_continuing + i from those of prompt_slots[i]. A logit that is no
+        number counts as -inf; a row whose token has no finite logit gets NO_TOKEN.
         """

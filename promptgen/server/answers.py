@@ -61,13 +61,24 @@ class _Details(_Answer):
     missing: Annotated[int | Absent, Field(description="with details: candidates wanting, as no other came")] = None
 
 
+class ContextDetails(_Details):
+    """The details of one of several contexts; none but empty ones where it is blank."""
+
+    candidates: list[CandidateDetails]
+
+
 class GenerateAnswer(_Details):
     """The answer of POST /generate."""
 
     candidates: Annotated[list[CandidateDetails] | Absent, Field(description="with details")] = None
 
-    result: Annotated[list[str], Field(description="the candidates")]
+    result: Annotated[
+        list[str] | list[list[str]], Field(description="the candidates; of several contexts a list for each")
+    ]
     time: Annotated[_Seconds, Field(description="seconds from validation to the last token")]
+    contexts: Annotated[
+        list[ContextDetails] | Absent, Field(description="with details and several contexts: those of each")
+    ] = None
 
 
 class PieceEvent(_Answer):
@@ -177,6 +188,22 @@ class ModelAnswer(_Answer):
     width: int
     heads: int
     step: Annotated[str, Field(description="implementation, precision and threads of the model's step")]
+
+
+class ModelState(_Answer):
+    """One of the models that are served."""
+
+    name: Annotated[str, Field(description="as requests name it")]
+    state: State
+    default: Annotated[bool, Field(description="whether it answers who names none")]
+    requests: Annotated[int, Field(ge=0, description="accepted and not yet answered")]
+    model: Annotated[ModelAnswer | None, Field(description="null until it was loaded once")]
+
+
+class ModelsAnswer(_Answer):
+    """The answer of GET /models."""
+
+    models: list[ModelState]
 
 
 class VersionAnswer(_Answer):

@@ -9,16 +9,21 @@ from aiohttp import web
 from promptgen.config import ServeSettings
 from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
-from promptgen.server import chat, docs_page, guards, handlers, metrics, pages, text_routes
+from promptgen.generation.pool import ModelPool
+from promptgen.server import chat, docs_page, guards, handlers, metrics, models, pages, text_routes
 from promptgen.server.body import defer_expectation
+from promptgen.server.keys import Keys, Limits
 from promptgen.server.openai import routes as openai
 
 if TYPE_CHECKING:
     from promptgen.server.tracing import Tracer
 
 
-def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
-    """The application over an engine that may still be loading. Raises UsageError for settings that contradict each other."""
+def make_app(settings: ServeSettings, engine: AsyncEngine, pool: ModelPool | None = None) -> web.Application:
+    """The application over an engine that may still be loading, the default of the pool. Raises UsageError for settings that contradict each
+    other."""
+    pool = pool or ModelPool({"default": engine})
+    keys = Keys(settings)
     seen = metrics.Metrics(engine)
     tracers = _tracers(settings)
     app = web.Application(
@@ -26,15 +31,17 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
             *(each.middleware for each in tracers),
             guards.outer(seen),
             guards.check_host(settings),
-            guards.check_key(settings),
+            guards.check_key(keys, Limits(settings.requests_per_minute, settings.requests_at_once)),
         ]
     )
     app[handlers.ENGINE] = engine
+    app[handlers.MODELS] = pool
+    app[handlers.KEYS] = keys
     app[handlers.SETTINGS] = settings
     app[metrics.METRICS] = seen
     app.cleanup_ctx.append(seen.lag.run)
-    texts = text_routes.TextRoutes(engine, settings.body_timeout_s)
-    docs = docs_page.DocsPage(needs_key=bool(guards.read_keys(settings)))
+    texts = text_routes.TextRoutes(pool, settings.body_timeout_s)
+    docs = docs_page.DocsPage(needs_key=keys.are_wanted)
     app.on_cleanup.extend([texts.close, *(each.close for each in tracers)])
     routes = (
         ("POST", "/generate", handlers.generate),
@@ -42,6 +49,10 @@ def make_app(settings: ServeSettings, engine: AsyncEngine) -> web.Application:
         ("GET", "/health", handlers.health),
         ("GET", "/ready", handlers.ready),
         ("GET", "/version", handlers.version_of),
+        ("GET", "/models", models.models),
+        ("POST", "/models/{name}/load", models.load),
+        ("POST", "/models/{name}/unload", models.unload),
+        ("POST", "/models/{name}/reload", models.reload),
         ("POST", "/tokenize", texts.tokenize),
         ("POST", "/detokenize", texts.detokenize),
         ("GET", "/metrics", metrics.show),

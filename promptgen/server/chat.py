@@ -31,11 +31,11 @@ from promptgen.generation.reply import MILD, USUAL_SAMPLES, Reply, ReplyOptions,
 from promptgen.server.body import read_json_object
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
-from promptgen.server.handlers import ENGINE, SETTINGS, json_response
+from promptgen.server.handlers import SETTINGS, engine_of, json_response
 from promptgen.server.outcome import CALLER, OUTCOME, Outcome
 from promptgen.server.schema import rounded
 from promptgen.server.sse import MAX_LINE_BYTES, beating, send_events
-from promptgen.server.strict import STRICT, validate
+from promptgen.server.strict import STRICT, ModelName, validate
 
 MAX_SAMPLES = 16
 _END = b"event: end\ndata: [DONE]\n\n"
@@ -66,6 +66,7 @@ class ChatBody(BaseModel):
         Field(description="all that was said, the question last; in place of question and history"),
     ] = None
     history: Annotated[list[ChatMessage], Field(description="what was said before the question, oldest first")] = []
+    model: ModelName = None
     stream: Annotated[bool, Field(description="server-sent events")] = False
     max_new_tokens: Annotated[
         int | None,
@@ -148,8 +149,9 @@ class _Talk:
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
-    engine, settings = request.app[ENGINE], request.app[SETTINGS]
+    settings = request.app[SETTINGS]
     body = validate(ChatBody, await read_json_object(request, settings.body_timeout_s))
+    engine = engine_of(request, body.model)
     options = body.to_options(request.get(CALLER, ""))
     talk = _Talk(body.to_messages(), options, wants_ascii(request), request[OUTCOME])
     parts = reply(engine, talk.messages, talk.options, first_token_timeout_s=settings.request_timeout_s)

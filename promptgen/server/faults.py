@@ -20,12 +20,14 @@ from promptgen.errors import (
     Overloaded,
     RequestError,
     Superseded,
+    UnknownModel,
 )
 
 STATUS: Mapping[type[RequestError], int] = {
     ContextLengthExceeded: 400,
     InvalidRequest: 400,
     Overloaded: 503,
+    UnknownModel: 404,
     Superseded: 409,
     DeadlineExceeded: 504,
     EngineFailure: 500,

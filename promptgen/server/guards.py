@@ -8,8 +8,6 @@ origin (`null` too) and sends no Vary, where the contract wants a literal `*` wi
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import ipaddress
 import logging
 import re
@@ -27,6 +25,7 @@ from promptgen.config import ServeSettings
 from promptgen.errors import RequestError, UsageError
 from promptgen.server import pages
 from promptgen.server.faults import HttpFault
+from promptgen.server.keys import Keys, Limits, unauthorized
 from promptgen.server.metrics import Metrics
 from promptgen.server.outcome import CALLER, CLIENT_LEFT, ID, OUTCOME, Outcome, route_of, server_timing
 
@@ -228,23 +227,22 @@ def _host_allowed(host: str, names: set[str]) -> bool:
     return True
 
 
-def check_key(settings: ServeSettings) -> Middleware:
-    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but preflights and what is open."""
-    digests = [hashlib.sha256(key.encode()).digest() for key in read_keys(settings)]
+def check_key(keys: Keys, limits: Limits) -> Middleware:
+    """With keys set, wants one as `Authorization: Bearer` or `X-Api-Key` on everything but preflights and what is open, and holds each caller
+    to its limits."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and not is_open_without_key(request.method, request.path) and not is_preflight(request):
-            caller = _caller(request, digests)
-            if caller is None:
-                raise HttpFault(
-                    401,
-                    "invalid_api_key",
-                    "send a valid key as Authorization: Bearer or X-Api-Key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-            request[CALLER] = caller
-        return await handler(request)
+        if not keys.are_wanted or is_open_without_key(request.method, request.path) or is_preflight(request):
+            return await handler(request)
+        caller = keys.caller(request)
+        if caller is None:
+            raise unauthorized()
+        request[CALLER] = caller
+        if request.method != hdrs.METH_POST:
+            return await handler(request)
+        with limits.using(caller):
+            return await handler(request)
 
     return middleware
 
@@ -252,30 +250,3 @@ def check_key(settings: ServeSettings) -> Middleware:
 def is_open_without_key(method: str, path: str) -> bool:
     """A page may be read, though what is posted to its path wants a key."""
     return path in OPEN_PATHS and method != hdrs.METH_POST
-
-
-def read_keys(settings: ServeSettings) -> list[str]:
-    """The keys of environment and file. Raises UsageError for a key file that cannot be read or holds none."""
-    keys = [key.strip() for key in settings.api_keys.split(",") if key.strip()]
-    if settings.api_keys and not keys:
-        raise UsageError("PROMPTGEN_API_KEYS is set but holds no key; unset it to serve without keys")
-    if settings.api_key_file is not None:
-        try:
-            lines = settings.api_key_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as fault:
-            raise UsageError(f"{settings.api_key_file}: the key file cannot be read ({fault})") from fault
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise UsageError(f"{settings.api_key_file}: the key file holds no key")
-        keys += found
-    return keys
-
-
-def _caller(request: web.Request, digests: list[bytes]) -> str | None:
-    """A name for the key that was sent, which does not tell the key; None if none fits."""
-    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    given = [token.strip() if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")]
-    sent = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in given]
-    # No short cut: every key is compared, in constant time.
-    fitting = [known for digest in sent for known in digests if hmac.compare_digest(digest, known)]
-    return hashlib.sha256(fitting[0]).hexdigest()[:16] if fitting else None

@@ -11,15 +11,21 @@ from aiohttp import web
 
 import promptgen
 from promptgen.config import ServeSettings
+from promptgen.errors import InvalidRequest
 from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.pool import ModelPool
 from promptgen.generation.request import Sampling
 from promptgen.server import schema
 from promptgen.server.body import read_json_object
+from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
+from promptgen.server.keys import Keys
 from promptgen.server.outcome import CALLER, OUTCOME
 from promptgen.server.sse import stream_answer
 
-ENGINE = web.AppKey("engine", AsyncEngine)
+ENGINE = web.AppKey("engine", AsyncEngine)  # of the model that answers who names none
+MODELS = web.AppKey("models", ModelPool)
+KEYS = web.AppKey("keys", Keys)
 SETTINGS = web.AppKey("settings", ServeSettings)
 _PARTS = ("torch", "aiohttp", "transformers")
 
@@ -37,10 +43,14 @@ def json_response(request: web.Request, value: dict[str, Any], *, status: int = 
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    engine, settings = request.app[ENGINE], request.app[SETTINGS]
+    settings = request.app[SETTINGS]
     fields = await read_json_object(request, settings.body_timeout_s)
+    name = fields.get("model")
+    engine = engine_of(request, name if isinstance(name, str) else None)
     body = schema.parse_generate(fields, engine.info.vocabulary if engine.info else None)
     started = time.perf_counter()
+    if isinstance(body.context, list):
+        return await _generate_each(request, engine, body)
     if body.is_blank and not body.stream:
         return json_response(request, {"result": [], "time": 0})
     asked = body.to_request(engine.info.sampling if engine.info else Sampling(), request.get(CALLER, ""))
@@ -55,37 +65,64 @@ async def generate(request: web.Request) -> web.StreamResponse:
     return json_response(request, value)
 
 
+async def _generate_each(request: web.Request, engine: AsyncEngine, body: schema.GenerateBody) -> web.Response:
+    """Several contexts, answered together. Blank ones are not asked."""
+    settings, started = request.app[SETTINGS], time.perf_counter()
+    sampling = engine.info.sampling if engine.info else Sampling()
+    caller, timeout_s = request.get(CALLER, ""), body.timeout_s(settings.request_timeout_s)
+    singles = body.each()
+    asked = [None if one.is_blank else one.to_request(sampling, caller) for one in singles]
+    try:
+        answers = await engine.answer_all([one for one in asked if one is not None], first_token_timeout_s=timeout_s)
+    except InvalidRequest as fault:
+        place = [index for index, one in enumerate(asked) if one is not None][fault.index]
+        raise HttpFault(400, fault.code, f"context[{place}]: {fault}", param=fault.param) from fault
+    total_s = time.perf_counter() - started
+    name = engine.info.name if engine.info else ""
+    value = schema.together(singles, asked, answers, name, total_s, with_details=body.details)
+    return json_response(request, value)
+
+
+def engine_of(request: web.Request, name: str | None) -> AsyncEngine:
+    """The engine of a model, None for the default. Raises UnknownModel."""
+    return request.app[MODELS].get(name)
+
+
 async def health(request: web.Request) -> web.Response:
     """200 while this process answers or can still come to answer."""
-    state = request.app[ENGINE].state
+    state = request.app[MODELS].state
     return json_response(request, {"status": state}, status=503 if state in ("failed", "stopped") else 200)
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 only when a request sent now is answered."""
-    state = request.app[ENGINE].state
-    response = json_response(request, {"status": state}, status=200 if state == "ready" else 503)
-    if state != "ready":
+    """200 only when a request sent now is answered. One to a model that sleeps is, when it has been loaded again."""
+    state = request.app[MODELS].state
+    is_ready = state in ("ready", "asleep")
+    response = json_response(request, {"status": state}, status=200 if is_ready else 503)
+    if not is_ready:
         response.headers["Retry-After"] = "1"
     return response
 
 
 async def version_of(request: web.Request) -> web.Response:
-    info = request.app[ENGINE].info
-    model = (
-        None
-        if info is None
-        else {
-            "name": info.name,
-            "window": info.window,
-            "vocabulary": info.vocabulary,
-            "layers": info.layers,
-            "width": info.width,
-            "heads": info.heads,
-            "step": request.app[ENGINE].stats.steps,
-        }
-    )
+    model = model_json(request.app[ENGINE])
     return json_response(
         request,
         {"version": promptgen.__version__, "model": model, "packages": {name: version(name) for name in _PARTS}},
     )
+
+
+def model_json(engine: AsyncEngine) -> dict[str, Any] | None:
+    """What is told of a model; None until it was loaded once."""
+    info = engine.info
+    if info is None:
+        return None
+    return {
+        "name": info.name,
+        "window": info.window,
+        "vocabulary": info.vocabulary,
+        "layers": info.layers,
+        "width": info.width,
+        "heads": info.heads,
+        "step": engine.stats.steps,
+    }

@@ -1,42 +1,39 @@
 """The life of the process: bind, load, serve, drain, stop.
 
-The port answers at once (/health 200, /ready 503) while the model loads. SIGTERM and SIGINT drain: /ready turns 503, new work is refused,
-running work ends, exit 0. A second signal ends now.
+The port answers at once (/health 200, /ready 503) while the models load. SIGTERM and SIGINT drain: /ready turns 503, new work is refused,
+accepted work ends, exit 0. A second signal ends now. SIGHUP reads the key files again. An engine that cannot be helped any more (it died too
+often, or hangs) ends the process with 70.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import socket
-import sys
-import time
 from typing import Any
 
 from aiohttp import web
 
 from promptgen.config import ServeSettings, describe
 from promptgen.errors import UsageError
-from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.pool import ModelPool
 from promptgen.server.app import make_app
-from promptgen.server.guards import read_keys
+from promptgen.server.handlers import KEYS
+from promptgen.server.keys import Keys, read_keys
 from promptgen.server.protocol import QuietRunner
 
 KEEPALIVE_S = 75.0
 LINGERING_S = 1.0
 INTERNAL_FAILURE = 70
-_EXTRA = ("status", "took_ms", "request_id", "code", "prompt_tokens", "tokens")  # what a request adds to its lines
-_EXTRA_JSON = ("method", "route", *_EXTRA)
 _log = logging.getLogger(__name__)
 
 
 async def serve(settings: ServeSettings) -> int:
     """Serves until a signal; returns the exit code. Raises UsageError (port in use) and FileFault (model unusable)."""
-    engine = AsyncEngine(settings)
-    app = make_app(settings, engine)
+    pool = ModelPool.of(settings.engines(), unload_after_s=settings.unload_after_s)
+    app = make_app(settings, pool.default, pool)
     runner = QuietRunner(
         app,
         handler_cancellation=True,
@@ -49,23 +46,24 @@ async def serve(settings: ServeSettings) -> int:
     )
     await runner.setup()
     signals = _Signals(asyncio.get_running_loop())
+    _reload_on_sighup(asyncio.get_running_loop(), app[KEYS])
     try:
         await _bind(runner, settings)
         _announce(settings)
-        loading = asyncio.ensure_future(engine.start())
+        loading = asyncio.ensure_future(pool.start())
         await _first_of(loading, signals.first)
         if loading.done():
             loading.result()
             _log.info("ready: http://%s:%d", settings.host, settings.port)
-            dead = asyncio.ensure_future(engine.died.wait())
+            dead = asyncio.ensure_future(pool.died.wait())
             await _first_of(signals.first, dead)
             if dead.done():
                 _log.critical(
-                    "the engine died; ending with %d, so that whoever started this starts it anew", INTERNAL_FAILURE
+                    "an engine is lost; ending with %d, so that whoever started this starts it anew", INTERNAL_FAILURE
                 )
                 return INTERNAL_FAILURE
             dead.cancel()
-        draining = asyncio.ensure_future(engine.drain(settings.drain_timeout_s))
+        draining = asyncio.ensure_future(pool.drain(settings.drain_timeout_s))
         await _first_of(draining, signals.second)
         if signals.second.done():
             logging.shutdown()
@@ -73,8 +71,11 @@ async def serve(settings: ServeSettings) -> int:
         return 0
     finally:
         await runner.cleanup()
-        await engine.stop()
+        await pool.stop()
         _log.info("stopped")
+        if pool.is_hung:  # a thread that hangs in native code would keep the interpreter from ending
+            logging.shutdown()
+            os._exit(INTERNAL_FAILURE)
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
@@ -94,6 +95,20 @@ class _Signals:
         future = self.second if self.first.done() else self.first
         if not future.done():
             future.set_result(number)
+
+
+def _reload_on_sighup(loop: asyncio.AbstractEventLoop, keys: Keys) -> None:
+    """Keys that cannot be read stay as they were: a slip of the pen locks nobody out."""
+
+    def reload() -> None:
+        try:
+            keys.reload()
+            _log.info("the key files were read again")
+        except UsageError as fault:
+            _log.error("the keys stay as they were: %s", fault)
+
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 async def _bind(runner: web.AppRunner, settings: ServeSettings) -> None:
@@ -123,33 +138,3 @@ def _is_loopback(host: str) -> bool:
         return all(str(info[4][0]).startswith("127.") or info[4][0] == "::1" for info in socket.getaddrinfo(host, None))
     except OSError:
         return False
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and what a request adds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        value = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        value |= {key: getattr(record, key) for key in _EXTRA_JSON if hasattr(record, key)}
-        if record.exc_info:
-            value["exception"] = self.formatException(record.exc_info)
-        return json.dumps(value, ensure_ascii=False)
-
-
-class PlainLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        extra = " ".join(f"{key}={getattr(record, key)}" for key in _EXTRA if hasattr(record, key))
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7} {record.getMessage()} {extra}".rstrip()
-        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
-
-
-def start_logging(*, as_json: bool) -> None:
-    """Logs go to stderr. Prompt text is never logged."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else PlainLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

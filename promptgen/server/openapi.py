@@ -40,13 +40,14 @@ FAULTS: Mapping[int, str] = {
     400: "The request is wrong; `param` names the field.",
     401: "A key is set and was not sent.",
     403: "The Host or the Origin is not allowed.",
-    404: "There is nothing at this path.",
+    404: "There is nothing at this path, or no such model.",
     405: "The path does not answer this method.",
     408: "The body did not arrive in time.",
     409: "A newer request of the session took over.",
     413: "The body is over 64 KiB.",
     415: "The content type, charset or encoding is not read.",
     417: "An expectation other than 100-continue.",
+    422: "The files of a model cannot be used; what was served before is served on.",
     429: "The caller is over its own limit.",
     500: "Something unforeseen; look for the request id in the log.",
     503: "Loading, draining, or too many requests.",
@@ -102,21 +103,34 @@ _PAGE_FILE = {
 OPERATIONS = (
     Operation(
         "POST", "/generate", "text", "Several ways a prompt could go on.",
-        {JSON: answers.GenerateAnswer, EVENTS: None}, GenerateBody, (409, 504),
+        {JSON: answers.GenerateAnswer, EVENTS: None}, GenerateBody, (404, 409, 504),
         example={"context": "高血压要注意", "samples": 2, "maxlength": 20},
     ),
     Operation(
         "POST", "/chat", "text", "An answer to a question, with what was said before.",
-        {JSON: answers.ChatAnswer, EVENTS: None}, ChatBody, (504,),
+        {JSON: answers.ChatAnswer, EVENTS: None}, ChatBody, (404, 504),
         example={"question": "高血压要注意什么？"}, event="ChatStreamEvent", events_text=_CHAT_EVENTS_TEXT,
     ),
     Operation(
         "POST", "/tokenize", "text", "The tokens of a text.",
-        {JSON: answers.TokenizeAnswer}, TokenizeBody, example={"text": "高血压要注意"},
+        {JSON: answers.TokenizeAnswer}, TokenizeBody, (404,), example={"text": "高血压要注意"},
     ),
     Operation(
         "POST", "/detokenize", "text", "The text of tokens.",
-        {JSON: answers.DetokenizeAnswer}, DetokenizeBody, example={"ids": [120, 121, 122]},
+        {JSON: answers.DetokenizeAnswer}, DetokenizeBody, (404,), example={"ids": [120, 121, 122]},
+    ),
+    Operation("GET", "/models", "models", "The models that are served.", {JSON: answers.ModelsAnswer}),
+    Operation(
+        "POST", "/models/{name}/load", "models", "Puts a model into memory. Wants an admin key.",
+        {JSON: answers.ModelState}, faults=(401, 404, 422, 503),
+    ),
+    Operation(
+        "POST", "/models/{name}/unload", "models", "Takes a model out of memory when what runs has ended. Wants an admin key.",
+        {JSON: answers.ModelState}, faults=(401, 404, 503),
+    ),
+    Operation(
+        "POST", "/models/{name}/reload", "models", "Reads a model's folder anew; what runs ends with the old one. Wants an admin key.",
+        {JSON: answers.ModelState}, faults=(401, 404, 422, 503),
     ),
     Operation("GET", "/v1/models", "openai", "The models that are served.", {JSON: openai.ModelList}, faults=(503,)),
     Operation("GET", "/v1/models/{model}", "openai", "One of them.", {JSON: openai.ModelEntry}, faults=(404, 503)),
@@ -200,8 +214,9 @@ def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
     }
     if operation.path == PAGE_FILES:
         result["parameters"].append({"name": "file", "in": "path", "required": True, "schema": _PAGE_FILE})
-    if "{model}" in operation.path:
-        result["parameters"].append({"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
+    for name in ("model", "name"):
+        if f"{{{name}}}" in operation.path:
+            result["parameters"].append({"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
     if operation.has_ascii:
         result["parameters"].append({"$ref": "#/components/parameters/ascii"})
     if operation.takes is not None:

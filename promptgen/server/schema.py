@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,13 @@ from pydantic import BaseModel, Field
 
 from promptgen.generation.request import Answer, Candidate, Sampling, TextRequest
 from promptgen.server.faults import HttpFault
-from promptgen.server.strict import STRICT, validate
+from promptgen.server.strict import STRICT, ModelName, validate
 
 MAX_SAMPLES = 64
+MAX_CONTEXTS = 64
+MAX_CANDIDATES = 1024  # of all contexts together
+_SEEDS = 2**63
+_NOTHING = Answer((), 0)  # to a blank context
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")  # a model may have defaults of its own
 _StopText = Annotated[str, Field(min_length=1, max_length=256)]
 _Word = Annotated[str, Field(min_length=1, max_length=256, pattern=r"\S")]
@@ -25,7 +30,13 @@ class GenerateBody(BaseModel):
 
     model_config = STRICT
 
-    context: Annotated[str, Field(description="the beginning of the prompt")]
+    context: Annotated[
+        str | Annotated[list[str], Field(max_length=MAX_CONTEXTS)],
+        Field(
+            description="the beginning of the prompt; or several: the result is then a list for each, context k with the seed + k"
+        ),
+    ]
+    model: ModelName = None
     maxlength: Annotated[int, Field(ge=1, le=10**9, description="new tokens (words) per candidate")] = 50
     samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES, description="candidates; 0 means 1")] = 5
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy")] = 1.0
@@ -78,8 +89,23 @@ class GenerateBody(BaseModel):
     ] = None
 
     @property
+    def text(self) -> str:
+        """The only context."""
+        assert isinstance(self.context, str)
+        return self.context
+
+    @property
     def is_blank(self) -> bool:
-        return not self.context.strip()
+        return not self.text.strip()
+
+    def each(self) -> list[GenerateBody]:
+        """One for each context: context k is answered as it would be alone with the seed + k."""
+        assert isinstance(self.context, list)
+        seed = secrets.randbits(52) if self.seed is None else self.seed
+        return [
+            self.model_copy(update={"context": context, "seed": (seed + index + _SEEDS) % (2 * _SEEDS) - _SEEDS})
+            for index, context in enumerate(self.context)
+        ]
 
     def to_request(self, defaults: Sampling, caller: str = "") -> TextRequest:
         """What the engine is asked; `defaults` are the model's. Without a seed a random one is chosen, small enough for JavaScript's numbers;
@@ -95,7 +121,7 @@ class GenerateBody(BaseModel):
             seed = secrets.randbits(53)
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if name in self.model_fields_set}
         return TextRequest(
-            self.context,
+            self.text,
             self.samples or 1,
             self.maxlength,
             defaults.with_(seed=seed, **given),
@@ -128,7 +154,22 @@ def parse_generate(body: dict[str, Any], vocabulary_size: int | None) -> Generat
         )
     if parsed.min_length > parsed.maxlength:
         raise HttpFault(400, "invalid_value", "min_length: is over maxlength", param="min_length")
+    if isinstance(parsed.context, list):
+        _check_several(parsed, len(parsed.context))
     return parsed
+
+
+def _check_several(body: GenerateBody, num_contexts: int) -> None:
+    for name in ("stream", "session"):
+        if getattr(body, name):
+            message = f"{name}: is for one context; send as many requests"
+            raise HttpFault(400, "invalid_value", message, param=name)
+    num_candidates = num_contexts * (len(body.choices) or body.samples or 1)
+    if num_candidates > MAX_CANDIDATES:
+        message = (
+            f"samples: {num_contexts} contexts would have {num_candidates} candidates, {MAX_CANDIDATES} are allowed"
+        )
+        raise HttpFault(400, "invalid_value", message, param="samples")
 
 
 def results(body: GenerateBody, answer: Answer) -> list[str]:
@@ -163,6 +204,35 @@ def details(body: GenerateBody, request: TextRequest, answer: Answer, model: str
     }
 
 
+def together(
+    bodies: Sequence[GenerateBody],
+    requests: Sequence[TextRequest | None],
+    answers: Sequence[Answer],
+    model: str,
+    total_s: float,
+    *,
+    with_details: bool,
+) -> dict[str, Any]:
+    """The answer to several contexts. Those without a request are blank."""
+    left = iter(answers)
+    found = [_NOTHING if request is None else next(left) for request in requests]
+    value: dict[str, Any] = {
+        "result": [results(body, answer) for body, answer in zip(bodies, found, strict=True)],
+        "time": round(total_s, 6),
+    }
+    if with_details:
+        value["contexts"] = [
+            details(body, request or body.to_request(Sampling()), answer, model, total_s)
+            for body, request, answer in zip(bodies, requests, found, strict=True)
+        ]
+        value["usage"] = {
+            "prompt_tokens": sum(answer.num_prompt_tokens for answer in found),
+            "completion_tokens": sum(answer.num_completion_tokens for answer in found),
+        }
+        value["model"] = model
+    return value
+
+
 def by_index(body: GenerateBody, answer: Answer, number: int) -> dict[str, Any]:
     """What the last event of a stream says: results where they were streamed, and their order, best first."""
     texts: list[str | None] = [None] * number
@@ -181,4 +251,4 @@ def rounded(value: float | None) -> float | None:
 
 
 def _text(body: GenerateBody, candidate: Candidate) -> str:
-    return body.context + candidate.completion if body.echo else candidate.completion
+    return body.text + candidate.completion if body.echo else candidate.completion

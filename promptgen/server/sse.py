@@ -140,7 +140,7 @@ class _Writer:
 
     def echo(self, index: int) -> bytes:
         """With echo, the context comes first in each candidate: joined pieces are exactly the results."""
-        context = self.body.context if self.body.echo else ""
+        context = self.body.text if self.body.echo else ""
         pieces = [context[begin : begin + PIECE_CHARACTERS] for begin in range(0, len(context), PIECE_CHARACTERS)]
         return b"".join(self.event({"index": index, "text": piece}) for piece in pieces)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptgen.server.faults import HttpFault
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+ModelName = Annotated[str | None, Field(max_length=256, description="which model; GET /models lists them")]
 _MAX_NAME = 64
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -23,10 +24,21 @@ def validate(model: type[Body], fields: dict[str, Any]) -> Body:
     if unknown is not None:
         name, known = _safe_name(unknown), ", ".join(model.model_fields)
         raise HttpFault(400, "unknown_field", f"{name} is not a field; known are {known}", param=name)
-    first = errors[0]
+    first = _telling(errors, fields)
     param = str(first["loc"][0])
     code = "missing_field" if first["type"] == "missing" else "invalid_value"
     raise HttpFault(400, code, f"{_place(first['loc'])}: {first['msg']}", param=param)
+
+
+def _telling(errors: list[Any], fields: dict[str, Any]) -> Any:
+    """The first fault. Where a list was sent to a field that takes one or a text, what is wrong with the list tells more."""
+    name = errors[0]["loc"][0]
+    if isinstance(fields.get(name), list):
+        of_list = [
+            error for error in errors if error["loc"][0] == name and str(error["loc"][1:2]).startswith("('list[")
+        ]
+        return {**of_list[0], "loc": (name, *of_list[0]["loc"][2:])} if of_list else errors[0]
+    return errors[0]
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -16,11 +16,11 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from promptgen.errors import Overloaded
-from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.pool import ModelPool
 from promptgen.server.body import read_json_object
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
-from promptgen.server.strict import STRICT, validate
+from promptgen.server.strict import STRICT, ModelName, validate
 from promptgen.text.tokenizer import Tokenizer
 
 LONG_TEXT = 2000  # characters, or ids
@@ -35,6 +35,7 @@ class TokenizeBody(BaseModel):
     model_config = STRICT
 
     text: Annotated[str, Field(description="what to cut into tokens")]
+    model: ModelName = None
 
 
 class DetokenizeBody(BaseModel):
@@ -45,25 +46,26 @@ class DetokenizeBody(BaseModel):
     ids: Annotated[
         list[Annotated[int, Field(ge=0)]], Field(description="ids of tokens, each less than the size of the vocabulary")
     ]
+    model: ModelName = None
 
 
 class TextRoutes:
-    """The two endpoints over one engine's vocabulary."""
+    """The two endpoints over the models' vocabularies."""
 
-    def __init__(self, engine: AsyncEngine, body_timeout_s: float) -> None:
-        self._engine = engine
+    def __init__(self, models: ModelPool, body_timeout_s: float) -> None:
+        self._models = models
         self._body_timeout_s = body_timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._room = threading.BoundedSemaphore(MAX_LONG_TEXTS)
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body = validate(TokenizeBody, await read_json_object(request, self._body_timeout_s))
-        tokenizer, ascii_only = self._engine.tokenizer, wants_ascii(request)
+        tokenizer, ascii_only = self._models.get(body.model).tokenizer, wants_ascii(request)
         return _response(await self._work(len(body.text), lambda: tokens_json(tokenizer, body.text, ascii_only)))
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body = validate(DetokenizeBody, await read_json_object(request, self._body_timeout_s))
-        tokenizer, ascii_only = self._engine.tokenizer, wants_ascii(request)
+        tokenizer, ascii_only = self._models.get(body.model).tokenizer, wants_ascii(request)
         check_ids(body.ids, tokenizer.size)
         return _response(
             await self._work(

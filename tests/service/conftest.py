@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,12 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"} | extra
 
 
-def launch(log_path: Path, *arguments: str, **extra: str) -> Server:
+def launch(log_path: Path, *arguments: str, program: Sequence[str] = ("web.py",), **extra: str) -> Server:
     """Starts the service and does not wait for it. One thread keeps the tests quick beside other work; in float32 a seeded answer stays the
     same when the compiled step takes over."""
     port = free_port()
-    command = [sys.executable, "web.py", "--port", str(port), "--threads", "1", "--precision", "float32", *arguments]
+    settings = ["--port", str(port), "--threads", "1", "--precision", "float32", *arguments]
+    command = [sys.executable, *program, *settings]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(**extra), stdout=log, stderr=log)
     return Server(port, process, log_path)
@@ -183,11 +184,11 @@ def launch(log_path: Path, *arguments: str, **extra: str) -> Server:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
-    """start_server(*arguments, ready=True, **environment); all are stopped at the end."""
+    """start_server(*arguments, ready=True, program=("web.py",), **environment); all are stopped at the end."""
     servers: list[Server] = []
 
-    def start(*arguments: str, ready: bool = True, **extra: str) -> Server:
-        server = launch(tmp_path_factory.mktemp("server") / "log", *arguments, **extra)
+    def start(*arguments: str, ready: bool = True, program: Sequence[str] = ("web.py",), **extra: str) -> Server:
+        server = launch(tmp_path_factory.mktemp("server") / "log", *arguments, program=program, **extra)
         servers.append(server)
         if ready:
             server.wait_until("/ready", 200)

@@ -6,106 +6,23 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure, FileFault, Overloaded
+from promptgen.generation import async_engine
 from promptgen.generation.async_engine import AsyncEngine, Delta
 from promptgen.generation.candidates import Finished, Piece
-from promptgen.generation.dialogue import Dialogue
-from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
-from promptgen.generation.healing import Healer
-from promptgen.generation.loader import ModelInfo, OpenModel, open_model
-from promptgen.generation.memory import Memory
-from promptgen.generation.modelfile import Gpt2Shape
-from promptgen.generation.request import Answer, Event, Sampling, TextRequest
-from promptgen.text.tokenizer import BertWordTokenizer
-from promptgen.text.vocabulary import Vocabulary
-
-TOKENIZER = BertWordTokenizer(
-    Vocabulary.of(["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", *"高血压要注意饮食睡眠运动，。", "hello", "world"])
-)
-SHAPE = Gpt2Shape(vocabulary=TOKENIZER.size, window=64, width=16, layers=1, heads=2, inner=64, epsilon=1e-5)
-FULL = TextRequest("高血压", 2, 30, Sampling(seed=5), ignore_end=True)
-
-
-class SlowEngine(Engine):
-    """Each step takes `pause_s` longer; `breaks` lets the next step raise out of the engine."""
-
-    pause_s = 0.0
-    breaks = False
-
-    def step(self) -> list[Event]:
-        time.sleep(self.pause_s)
-        if self.breaks:
-            raise RuntimeError("broken on purpose")
-        return super().step()
-
-
-def loader(pause_s: float = 0.0) -> Callable[[EngineSettings], OpenModel]:
-    def load(settings: EngineSettings) -> OpenModel:
-        generator = torch.Generator().manual_seed(1)
-        weights = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in SHAPE.tensors().items()}
-        memory = Memory(
-            SHAPE,
-            max_rows=settings.max_rows,
-            num_prompt_slots=settings.prompt_slots,
-            banned_ids=TOKENIZER.banned_ids,
-            end_id=TOKENIZER.end_id,
-        )
-        engine = SlowEngine(memory, EagerGpt2(memory, weights), max_queue=settings.max_queue)
-        engine.pause_s = pause_s
-        info = ModelInfo("small", 64, TOKENIZER.size, 1, 16, 2)
-        return OpenModel(TOKENIZER, Healer(TOKENIZER), engine, info, Dialogue(TOKENIZER, 64))
-
-    return load
-
-
-@contextlib.asynccontextmanager
-async def running(*, pause_s: float = 0.0, max_rows: int = 16, max_queue: int = 100) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(EngineSettings(max_rows=max_rows, max_queue=max_queue), loader(pause_s))
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-async def collect(engine: AsyncEngine, request: TextRequest, into: list[Delta]) -> None:
-    async for delta in engine.stream(request):
-        into.append(delta)  # noqa: PERF401 - what came before a fault is kept
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - counts of another thread have no event
-            await asyncio.sleep(0.002)
-
-
-def texts_of(answer: Answer) -> list[str]:
-    return [candidate.completion for candidate in answer.candidates]
-
-
-def is_empty(engine: AsyncEngine) -> bool:
-    return engine.num_active == engine.stats.num_rows == engine.stats.num_waiting == 0
-
-
-def in_loop(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 30))
-
-
-def the_engine(engine: AsyncEngine) -> SlowEngine:
-    model = engine._model
-    assert model is not None
-    assert isinstance(model.engine, SlowEngine)
-    return model.engine
+from promptgen.generation.loader import open_model
+from promptgen.generation.request import Answer, Sampling, TextRequest
+from promptgen.generation.steps import PromptTokens
+from tests.unit.small_engine import FULL, collect, in_loop, is_empty, loader, running, texts_of, until
 
 
 def test_it_goes_from_new_to_ready_to_stopped() -> None:
@@ -291,32 +208,42 @@ def test_the_deadline_is_for_the_first_token_only() -> None:
     in_loop(scenario())
 
 
-def test_a_failing_step_fails_its_requests_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_once_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with running(pause_s=0.005) as engine:
-            expected = (await engine.answer(FULL)).candidates
-            with monkeypatch.context() as patch:
-                patch.setattr(EagerGpt2, "forward", lambda *_: torch.zeros(1)[9])
-                failed = await asyncio.gather(*(engine.answer(FULL) for _ in range(2)), return_exceptions=True)
-            assert [type(fault) for fault in failed] == [EngineFailure] * 2
-            assert engine.state == "ready"
-            assert is_empty(engine)
-            assert (await engine.answer(FULL)).candidates == expected
+            expected = texts_of(await engine.answer(FULL))
+            forward, faults = EagerGpt2.forward, [MemoryError(), RuntimeError()]
+
+            def faulty(steps: EagerGpt2, num_rows: int, prompts: PromptTokens) -> None:
+                if num_rows and faults:
+                    raise faults.pop()
+                forward(steps, num_rows, prompts)
+
+            monkeypatch.setattr(EagerGpt2, "forward", faulty)
+            answers = await asyncio.gather(*(engine.answer(FULL) for _ in range(2)))
+            assert [texts_of(answer) for answer in answers] == [expected] * 2
+            assert not faults
+            assert (engine.state, engine.num_restarts) == ("ready", 0)
 
     in_loop(scenario())
 
 
-def test_the_death_of_the_engine_thread_is_seen_and_ends_every_stream() -> None:
+def test_an_engine_that_computes_nothing_any_more_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_engine, "BACKOFF_S", 0.02)
+
     async def scenario() -> None:
-        async with running(pause_s=0.005, max_rows=2) as engine:
-            tasks = [asyncio.create_task(engine.answer(FULL)) for _ in range(3)]
-            await until(lambda: engine.stats.num_steps > 2)
-            the_engine(engine).breaks = True
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert [type(result) for result in results] == [EngineFailure] * 3
-            assert (engine.state, engine.num_active) == ("failed", 0)
-            with pytest.raises(Overloaded, match="failed"):
-                await engine.answer(FULL)
+        async with running(pause_s=0.005) as engine:
+            expected = texts_of(await engine.answer(FULL))
+            with monkeypatch.context() as patch:
+                patch.setattr(EagerGpt2, "forward", lambda *_: torch.zeros(1)[9])
+                known = asyncio.create_task(engine.answer(FULL))  # draws its first tokens from logits that are there
+                other = asyncio.create_task(engine.answer(replace(FULL, prompt="饮食")))
+                await until(lambda: engine.state == "restarting")
+            with pytest.raises(EngineFailure):
+                await known
+            assert len((await other).candidates) == 2
+            assert texts_of(await engine.answer(FULL)) == expected
+            assert (engine.state, engine.num_restarts) == ("ready", 1)
 
     in_loop(scenario())
 

@@ -96,15 +96,15 @@ def test_generate_raises_what_generate_many_gives(generator: Generator) -> None:
         generator.generate(request("高" * 70, 1))
 
 
-def test_an_engine_failure_fails_what_was_running_and_the_rest_goes_on(
+def test_an_engine_failure_fails_the_guilty_and_the_rest_goes_on(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = EagerGpt2.forward
-    calls = iter(range(1000))
-    monkeypatch.setattr(EagerGpt2, "forward", lambda *a: forward(*a) if next(calls) else torch.zeros(1)[9])
+    calls = iter(range(1000))  # the step, and then the first prompt alone
+    monkeypatch.setattr(EagerGpt2, "forward", lambda *a: forward(*a) if next(calls) > 1 else torch.zeros(1)[9])
     answers = dict(generator.generate_many([request(prompt, 1) for prompt in PROMPTS]))
     assert isinstance(answers[0], EngineFailure)
-    assert isinstance(answers[8], Answer)
+    assert all(isinstance(answers[index], Answer) for index in range(1, 9))
     assert sorted(answers) == list(range(9))
 
 

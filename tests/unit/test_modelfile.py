@@ -7,6 +7,8 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -297,6 +299,23 @@ def test_half_precision_weights_load_as_float32(folder: Path, dtype: torch.dtype
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, tensors["transformer." + name].float())
     load(folder)
+
+
+def test_weights_outlive_their_file(folder: Path) -> None:
+    """In a process of its own: who reads a mapped file that was cut is ended by SIGBUS."""
+    code = f"""
+import os
+from pathlib import Path
+from promptgen.generation.modelfile import read_shape, read_weights
+
+folder = Path({str(folder)!r})
+weights = read_weights(folder, read_shape(folder))
+before = {{name: tensor.sum().item() for name, tensor in weights.items()}}
+os.truncate(folder / "model.safetensors", 10)
+assert before == {{name: tensor.sum().item() for name, tensor in weights.items()}}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_names_without_prefix_load_too(folder: Path) -> None:

@@ -102,6 +102,9 @@ class SchedulerWalk(RuleBasedStateMachine):
         self.queue.append(request_id)
         self.left |= {(request_id, sample): max_new_tokens for sample in range(num_samples)}
 
+    def waiting(self) -> list[int]:
+        return sorted(request_id for request_id, _ in self.scheduler.waiting)
+
     @rule(data=st.data())
     def take_a_step(self, data: st.DataObject) -> None:
         was_running = bool(self.scheduler.rows)
@@ -120,8 +123,10 @@ class SchedulerWalk(RuleBasedStateMachine):
     def run(self, plan: Plan, was_running: bool) -> None:
         for source, target in plan.moves:
             self.cells[target] = self.cells[source]
-        still_waiting = [request_id for request_id, _ in self.scheduler.waiting]
-        assert still_waiting == self.queue[len(self.queue) - len(still_waiting) :]  # first come, first served
+        still_waiting = self.waiting()
+        for salt in {request.salt for request in self.asked.values()}:  # of each caller, first come, first served
+            before, after = ([i for i in ids if self.asked[i].salt == salt] for ids in (self.queue, still_waiting))
+            assert after == before[len(before) - len(after) :]
         self.queue = still_waiting
         self.slots.run(plan)
         most = max(MIN_READ, MAX_PASS - plan.num_continuing) if was_running else MAX_READ
@@ -175,7 +180,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     def a_step_fails(self) -> None:
         """As the engine does it: a plan is made, is not carried out, and everything that had a slot is dropped."""
         self.scheduler.schedule()
-        self.queue = [request_id for request_id, _ in self.scheduler.waiting]
+        self.queue = self.waiting()
         self.joined |= {(s.request_id, s.sample) for s in self.scheduler.rows}
         self.drop_what_runs()
 
@@ -190,7 +195,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         keys = [(s.request_id, s.sample) for s in self.scheduler.rows]
         assert len(keys) == len(set(keys)) <= MAX_ROWS
         assert set(keys) == set(self.left) & self.joined
-        assert [request_id for request_id, _ in self.scheduler.waiting] == self.queue
+        assert self.waiting() == self.queue
         assert self.scheduler.has_work == bool(self.left)
         unplaced = {request_id for request_id, _ in set(self.left) - self.joined} - set(self.queue)
         assert sum(prompt.num_users for prompt in self.scheduler.prompts) == len(unplaced)

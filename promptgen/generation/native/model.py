@@ -15,7 +15,7 @@ from torch import Tensor
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.native.compiler import KernelsUnavailable
-from promptgen.generation.steps import Precision, PromptTokens
+from promptgen.generation.steps import NO_TOKEN, Precision, PromptTokens
 
 _CODES: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _VECTOR = 16  # widths must be whole vectors
@@ -130,6 +130,7 @@ class NativeGpt2:
         self._cache = _Cache(memory.keys.ctypes.data, memory.values.ctypes.data, memory.keys.shape[1])
         self._token_ids: NDArray[np.int32] = np.zeros(len(memory.rows), np.int32)
         self._logprobs: NDArray[np.float32] = np.zeros(len(memory.rows), np.float32)
+        self._slots: NDArray[np.int64] = np.arange(len(memory.rows))
         stride = memory.logits.shape[1]
         rows, logits = memory.rows.ctypes.data, memory.logits.ctypes.data
         self._pass = _Pass(rows=rows, logits=logits, logits_stride=stride)
@@ -174,7 +175,13 @@ class NativeGpt2:
         if num_continuing < num_rows:
             draw.prompt_slots = prompt_slots.ctypes.data
         self._kernels.draw(self._model, self._draw_at)
-        return self._token_ids[:num_rows].tolist(), self._logprobs[:num_rows].tolist()
+        token_ids, slots = self._token_ids[:num_rows], self._slots[:num_rows]
+        if num_continuing < num_rows:
+            slots = np.concatenate([slots[:num_continuing], prompt_slots])
+        is_finite = np.isfinite(self._memory.logits[slots, token_ids])
+        if not is_finite.all():
+            token_ids[~is_finite] = NO_TOKEN
+        return token_ids.tolist(), self._logprobs[:num_rows].tolist()
 
 
 def _order(shape: Gpt2Shape) -> list[str]:

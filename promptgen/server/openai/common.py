@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 import promptgen
-from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, Overloaded
+from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, Overloaded, UnknownModel
 from promptgen.generation.async_engine import AsyncEngine, Delta
 from promptgen.generation.loader import ModelInfo
 from promptgen.generation.request import Answer, Sampling, ScoredToken, TextRequest
 from promptgen.server.faults import HttpFault
-from promptgen.server.handlers import ENGINE, SETTINGS
+from promptgen.server.handlers import SETTINGS, engine_of
 from promptgen.server.openai.models import ChatCompletionBody, CompletionBody, check_ids
 from promptgen.server.outcome import CALLER
 from promptgen.text.tokenizer import Tokenizer
@@ -46,14 +46,14 @@ class Served:
 
 def served(request: web.Request, model: str | None) -> Served:
     """Raises Overloaded while the model loads, HttpFault 404 for a model that is not served."""
-    engine = request.app[ENGINE]
+    try:
+        engine = engine_of(request, model)
+    except UnknownModel as fault:
+        message = "no such model is served here; GET /v1/models lists those that are"
+        raise HttpFault(404, "model_not_found", message, param="model") from fault
     info = engine.info
     if info is None:
         raise Overloaded(f"the service is {engine.state}", retry_after_s=5)
-    if model is not None and model != info.name:
-        raise HttpFault(
-            404, "model_not_found", "no such model is served here; GET /v1/models lists those that are", param="model"
-        )
     return Served(engine, info, request.app[SETTINGS].request_timeout_s, request.get(CALLER, ""))
 
 

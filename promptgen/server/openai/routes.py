@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from promptgen.server.handlers import json_response
+from promptgen.server.handlers import MODELS, json_response
 from promptgen.server.openai import common
 from promptgen.server.openai.chat import chat_completions
 from promptgen.server.openai.common import Served
@@ -18,7 +18,8 @@ _STARTED = int(time.time())
 
 
 async def models(request: web.Request) -> web.Response:
-    return json_response(request, {"object": "list", "data": [_model(common.served(request, None))]})
+    names = [name for name, engine in request.app[MODELS] if engine.state != "unloaded"]
+    return json_response(request, {"object": "list", "data": [_model(common.served(request, name)) for name in names]})
 
 
 async def model(request: web.Request) -> web.Response:

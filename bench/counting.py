@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from promptgen.generation.engine import Engine
 from promptgen.generation.request import EngineStats
-from promptgen.generation.runner import StepResult
-from promptgen.generation.scheduler import Plan
+from promptgen.generation.scheduler import Plan, StepResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.clients.byte_model import make_byte_model
+from tests.clients.json_model import make_json_model, people
 from tests.service.conftest import Server, launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,16 +94,43 @@ def clients() -> dict[str, Client]:
     }
 
 
-def environment(server: Server, byte_server: Server, byte_model: Path, scratch: Path) -> dict[str, str]:
-    """What a check is told: two services, the shipped model and a byte-level one that transformers reads too."""
+@dataclass(frozen=True)
+class Services:
+    """One with the shipped model, one with a byte-level model that transformers reads too, one with a model that writes JSON."""
+
+    shipped: Server
+    byte: Server
+    json: Server
+    byte_model: Path
+
+    @classmethod
+    def start(cls) -> Services:
+        byte_model, json_model = make_byte_model(BUILD / "byte-model"), make_json_model(BUILD / "json-model")
+        servers = [
+            launch(BUILD / f"{name}-service.log", *arguments, PROMPTGEN_API_KEYS=KEY)
+            for name, arguments in (
+                ("shipped", ()), ("byte", ("--model", str(byte_model))), ("json", ("--model", str(json_model))),
+            )
+        ]  # fmt: skip
+        return cls(*servers, byte_model)
+
+    @property
+    def all(self) -> tuple[Server, ...]:
+        return self.shipped, self.byte, self.json
+
+
+def environment(services: Services, scratch: Path) -> dict[str, str]:
+    """What a check is told."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PROMPTGEN_", "OPENAI_", "LITELLM_"))}
     kept = {k: v for k, v in kept.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     return kept | {
-        "BASE_URL": f"http://127.0.0.1:{server.port}/v1",
-        "BYTE_BASE_URL": f"http://127.0.0.1:{byte_server.port}/v1",
-        "BYTE_MODEL": str(byte_model),
+        "BASE_URL": f"http://127.0.0.1:{services.shipped.port}/v1",
+        "BYTE_BASE_URL": f"http://127.0.0.1:{services.byte.port}/v1",
+        "BYTE_MODEL": str(services.byte_model),
+        "JSON_BASE_URL": f"http://127.0.0.1:{services.json.port}/v1",
+        "JSON_PEOPLE": json.dumps(people(), ensure_ascii=False),
         "API_KEY": KEY,
         "SCRATCH": str(scratch),
         "NO_PROXY": "127.0.0.1,localhost",
@@ -166,23 +194,19 @@ def main() -> int:
     if unknown := set(arguments.names) - set(known):
         parser.error(f"no such client: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
     BUILD.mkdir(parents=True, exist_ok=True)
-    byte_model = make_byte_model(BUILD / "byte-model")
-    servers = [
-        launch(BUILD / "service.log", PROMPTGEN_API_KEYS=KEY),
-        launch(BUILD / "byte-service.log", "--model", str(byte_model), PROMPTGEN_API_KEYS=KEY),
-    ]
+    services = Services.start()
     results = []
     try:
-        for server in servers:
+        for server in services.all:
             server.wait_until("/ready", 200)
         for name in arguments.names or known:
-            result = try_one(known[name], environment(servers[0], servers[1], byte_model, BUILD / "scratch"))
+            result = try_one(known[name], environment(services, BUILD / "scratch"))
             results.append(result)
             print(f"{result['result']:6} {name} {result['version']} ({result['seconds']} s)", flush=True)
             if result["result"] != "passed":
                 print(result["said"][-3000:], flush=True)
     finally:
-        for server in servers:
+        for server in services.all:
             server.stop()
     kept = {r["name"]: r for r in earlier()} | {r["name"]: {**r, "said": ""} for r in results}
     ordered = [kept[name] for name in known if name in kept]

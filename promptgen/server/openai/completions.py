@@ -133,7 +133,6 @@ class _Writer:
         self._body, self._prompts, self._head, self._is_empty = body, prompts, head, is_empty
         self._num_prompt = sum(len(prompt.ids) for prompt in prompts)
         self._num_completion = 0
-        self._lengths: dict[int, int] = {}  # characters of each choice that were sent, its prompt left out
         self._num_sent: dict[int, int] = {}  # and tokens
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:

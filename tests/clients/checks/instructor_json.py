@@ -1,5 +1,6 @@
-"""instructor: the modes that ask for tools or a JSON grammar are refused with the field's name."""
+"""instructor: JSON asked for in words, of a model that was trained to write it; modes that need tools or a grammar are refused by name."""
 
+import json
 import os
 
 import instructor
@@ -26,3 +27,20 @@ for mode, param in ((instructor.Mode.TOOLS, "tools"), (instructor.Mode.JSON, "re
         said = str(fault)
     assert f"{param} is not supported by this service" in said, said
     print(f"ok: {mode} is refused, with {param}")
+
+HERE["base_url"] = os.environ["JSON_BASE_URL"]
+JSON_MODEL = openai.OpenAI(**HERE).models.list().data[0].id
+client = instructor.from_openai(openai.OpenAI(**HERE), mode=instructor.Mode.MD_JSON)
+for asked in json.loads(os.environ["JSON_PEOPLE"]):
+    person = client.chat.completions.create(
+        model=JSON_MODEL,
+        response_model=Person,
+        messages=[{"role": "user", "content": asked["text"]}],
+        temperature=0,
+        max_retries=0,
+    )
+    assert (person.name, person.age) == (asked["name"], asked["age"]), (person, asked)
+print(f"ok: Mode.MD_JSON, with {len(json.loads(os.environ['JSON_PEOPLE']))} people it was not trained on")
+print(
+    "note: `MD_JSON`, of a model of 2 layers that was trained to write JSON; `TOOLS` and `JSON` are refused with `param`"
+)

@@ -1,6 +1,7 @@
 """litellm's gateway in between: the openai package talks to it, and it to the service."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -35,7 +36,12 @@ command = [
     "--port",
     str(port),
 ]
-told = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+master_key = "sk-" + secrets.token_hex(32)
+told = os.environ | {
+    "LITELLM_MASTER_KEY": master_key,
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_TELEMETRY": "False",
+}
 gateway = subprocess.Popen(command, env=told, stdout=(config.parent / "proxy.log").open("w"), stderr=subprocess.STDOUT)
 try:
     for _ in range(600):
@@ -45,7 +51,7 @@ try:
         except OSError:
             assert gateway.poll() is None, (config.parent / "proxy.log").read_text()[-3000:]
             time.sleep(0.3)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-any", max_retries=0)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=master_key, max_retries=0)
     asked = {"model": "chat", "messages": [{"role": "user", "content": "失眠怎么办？"}], "seed": 1}
     whole = client.chat.completions.create(**asked)
     assert whole.choices[0].message.content

@@ -105,8 +105,8 @@ def test_a_step_that_hangs_is_seen_and_ends_the_process_with_70(start_faulty: Ca
     with ThreadPoolExecutor(4) as pool:
         running = under_way(server, pool, LONG | {"stream": True})
         time.sleep(0.3)
-        running.insert(0, pool.submit(server.post, LONG))
-        time.sleep(0.3)
+        running.insert(0, pool.submit(server.post, LONG | {"samples": 64, "maxlength": 240}))
+        time.sleep(0.2)
         break_it(server)
         replies = [future.result() for future in running]
     replies[0].error(500, "engine_failure")

@@ -23,7 +23,7 @@ def read(settings: Any, line: str = "", **environ: str) -> Any:
 
 def test_defaults_stand_when_nothing_is_given() -> None:
     serve = read(ServeSettings)
-    assert (serve.host, serve.port, serve.model, serve.max_queue) == ("127.0.0.1", 5005, DEFAULT_MODEL, 256)
+    assert (serve.host, serve.port, serve.model, serve.max_queue) == ("127.0.0.1", 5005, (str(DEFAULT_MODEL),), 256)
     assert (serve.cors_origin, serve.api_key_file, serve.log_json) == ((), None, False)
     generate = read(GenerateSettings)
     assert (generate.prompt, generate.samples, generate.maxlength, generate.seed) == (None, 5, 50, None)

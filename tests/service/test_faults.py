@@ -103,10 +103,10 @@ def test_the_third_death_ends_the_process_with_70(start_faulty: Callable[..., Se
 def test_a_step_that_hangs_is_seen_and_ends_the_process_with_70(start_faulty: Callable[..., Server]) -> None:
     server = start_faulty("hang", "--step-timeout-s", "1")
     with ThreadPoolExecutor(4) as pool:
-        running = under_way(server, pool, LONG | {"stream": True})
-        time.sleep(0.3)
-        running.insert(0, pool.submit(server.post, LONG | {"samples": 64, "maxlength": 240}))
-        time.sleep(0.2)
+        slow = LONG | {"maxlength": 240}
+        running = under_way(server, pool, slow | {"stream": True})
+        running.insert(0, pool.submit(server.post, slow))
+        time.sleep(0.05)
         break_it(server)
         replies = [future.result() for future in running]
     replies[0].error(500, "engine_failure")

@@ -23,7 +23,8 @@ def read(settings: Any, line: str = "", **environ: str) -> Any:
 
 def test_defaults_stand_when_nothing_is_given() -> None:
     serve = read(ServeSettings)
-    assert (serve.host, serve.port, serve.model, serve.max_queue) == ("127.0.0.1", 5005, (str(DEFAULT_MODEL),), 256)
+    assert (serve.host, serve.port, serve.max_queue) == ("127.0.0.1", 5005, 256)
+    assert {name: each.model for name, each in serve.engines().items()} == {"final_model": DEFAULT_MODEL}
     assert (serve.cors_origin, serve.api_key_file, serve.log_json) == ((), None, False)
     generate = read(GenerateSettings)
     assert (generate.prompt, generate.samples, generate.maxlength, generate.seed) == (None, 5, 50, None)
@@ -46,6 +47,24 @@ def test_values_get_the_types_of_their_fields() -> None:
         Path("in.txt"),
     )
     assert read(GenerateSettings, "--samples 9").samples == 9
+
+
+def test_models_are_named_or_named_after_their_folders() -> None:
+    def models(line: str, **environ: str) -> dict[str, str]:
+        return {name: str(each.model) for name, each in read(ServeSettings, line, **environ).engines().items()}
+
+    assert models("--model some/folder/") == {"folder": "some/folder"}
+    assert models("--model small=a/b --model big=/c") == {"small": "a/b", "big": "/c"}
+    assert models("", model="small=a/b, c") == {"small": "a/b", "c": "c"}
+    assert models("--model ./odd=folder/x") == {"x": "odd=folder/x"}
+    for line in ("--model a=x --model a=y", "--model x/a --model y/a", "--model /"):
+        with pytest.raises(errors.UsageError, match="--model"):
+            models(line)
+
+
+def test_engines_share_the_options_of_the_service() -> None:
+    serve = read(ServeSettings, "--model a=x --model b=y --max-rows 7 --threads 3")
+    assert {(each.max_rows, each.threads) for each in serve.engines().values()} == {(7, 3)}
 
 
 def test_repeatable_options_collect_and_environment_is_split_at_commas() -> None:

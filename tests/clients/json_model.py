@@ -55,7 +55,7 @@ WAYS = ("{name}今年{age}岁。", "{name} is {age} years old.")
 # As instructor asks in its MD_JSON mode, after the caller's own words.
 ASKED = "Return the correct JSON response within a ```json codeblock. not the JSON_SCHEMA"
 HELD_OUT = 4  # of all pairs of a name and an age, one in so many is never shown
-STEPS = 300
+STEPS = 1000
 
 
 def is_held_out(name: str, age: int) -> bool:
@@ -83,7 +83,7 @@ def make_json_model(folder: Path) -> Path:
     for command in (
         ["vocab", str(corpus), "--out", str(work / "vocab")],
         ["prepare", str(corpus), "--vocab", str(work / "vocab"), "--out", str(work / "data")],
-        ["train", str(work / "data"), "--out", str(folder), "--shape", "2x64x2", "--steps", str(STEPS), "--typing-prompts", "0"],
+        ["train", str(work / "data"), "--out", str(folder), "--shape", "2x128x4", "--steps", str(STEPS), "--typing-prompts", "0"],
     ):  # fmt: skip
         subprocess.run(
             [sys.executable, "-m", "promptgen.cli", *command],

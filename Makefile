@@ -6,6 +6,8 @@
 #   make model    vocabulary, data and model anew from data/, then its figures
 #   make soak-train   kills a small training 200 times; fits 200 MB in flat memory
 #   make soak-engine  ten thousand requests with cancellations; nothing is left over
+#   make fuzz     every random test with many more cases, and the API fuzzed from its own description (half an hour)
+#   make soak     the service under overload, vanishing callers, drains, streams and half an hour of everything (an hour)
 #   make peers    environments of the engines that `python -m bench.peers` compares with
 #   make clients  real clients of the OpenAI API, each in an environment of its own, into docs/clients.md
 #   make install  .venv with everything the other targets need
@@ -18,7 +20,7 @@ CORPUS := build/corpus
 PREPARED := build/prepared
 MODEL := model/final_model
 
-.PHONY: serve test check bench model soak-train soak-engine peers clients install clean
+.PHONY: serve test check bench model soak-train soak-engine fuzz soak peers clients install clean
 .DELETE_ON_ERROR:
 
 # Serving needs the package alone; the other targets need the extras. A changed setup.cfg installs anew.
@@ -64,6 +66,20 @@ model: $(VENV)/.all
 
 soak-engine: $(VENV)/.all
 	$(BIN)/python tests/soak/engine_requests.py
+
+fuzz: $(VENV)/.all
+	HEAVY=1 $(BIN)/python -m pytest -m "hypothesis or heavy" -o timeout=3600
+	$(BIN)/python tests/soak/fuzz_api.py --examples 1000
+
+# nginx stands in front of the service in tests/service/test_deploy.py.
+soak: $(VENV)/.all
+	test -x /usr/sbin/nginx || apt-get install --yes nginx-light
+	$(BIN)/python -m pytest tests/service/test_deploy.py
+	$(BIN)/python tests/soak/overload.py
+	$(BIN)/python tests/soak/loop_lag.py
+	$(BIN)/python tests/soak/disconnects.py
+	$(BIN)/python tests/soak/drains.py
+	$(BIN)/python tests/soak/mixed_load.py
 
 peers: $(VENV)/.all
 	$(BIN)/python -m bench.peers --install

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from promptgen.config import DEFAULT_CACHE, DEFAULT_MODEL, EngineSettings
 from promptgen.generation.gpt2 import EagerGpt2
@@ -16,6 +17,10 @@ from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
 from promptgen.generation.native.model import Kernels, NativeGpt2
 from promptgen.generation.steps import Steps
+from tests.amount import cases
+
+settings.register_profile("promptgen", max_examples=cases(200, 5000), deadline=None)
+settings.load_profile("promptgen")
 
 ModelFactory = Callable[[int, int, int, int, int], Path]
 Weights = dict[str, torch.Tensor]

@@ -85,7 +85,7 @@ NOT_JSON = {
     "10 000 digits in a float field": f'{{"context": "a", "temperature": {TOO_MANY_DIGITS}}}',
     "10 000 digits in an unknown field": f'{{"context": "a", "x": {TOO_MANY_DIGITS}}}',
 }
-UNKNOWN = ("prompt", "Context", "max_tokens", "n", "", "__proto__", "__class__", "model", "context ", "上下文", "😀")
+UNKNOWN = ("prompt", "Context", "max_tokens", "n", "", "__proto__", "__class__", "models", "context ", "上下文", "😀")
 BAD_TEXT = {
     "NUL": r"\u0000",
     "NUL within": r"a\u0000b",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.amount import cases
+
 if TYPE_CHECKING:
     from tests.service.conftest import Server
 
@@ -22,7 +24,7 @@ SEEDED = {
     "repetition_penalty": 1.1,
 }
 CONTEXTS = ["高血压要注意", "How do I", "a", "，" * 100, "😀", "写一首关于秋天的诗", "1 2 3 4 5 6 7 8 9"]
-NUM_MIXES = 20
+NUM_MIXES = cases(100, 2000)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,7 @@ def send_other(server: Server, seed: int) -> None:
         assert server.post(fields).status == 200
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("mix", range(NUM_MIXES))
 def test_a_seeded_request_gives_the_same_text_among_others(server: Server, alone: list[str], mix: int) -> None:
     chance = random.Random(mix)

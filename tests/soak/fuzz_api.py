@@ -54,7 +54,7 @@ def described(server: Server) -> Figures:
     document: Figures = server.get("/openapi.json").json
     for item in document["paths"].values():
         for operation in item.values():
-            operation["responses"]["200"].get("content", {}).pop("text/event-stream", None)
+            operation["responses"]["200"].get("content", {}).get("text/event-stream", {}).pop("schema", None)
     return document
 
 

@@ -31,8 +31,8 @@ def fields_of(number: int) -> Figures:
     return ASKED | {"context": PROMPTS[number % len(PROMPTS)], "seed": number}
 
 
-async def at_capacity(server: Server, seconds: float) -> tuple[float, list[float]]:
-    """Answers per second to CALLERS who each ask again as soon as they have an answer, and how long each took."""
+async def at_capacity(server: Server, seconds: float, callers: int) -> tuple[float, list[float]]:
+    """Answers per second to callers who each ask again as soon as they have an answer, and how long each took."""
     end, took = time.monotonic() + seconds, list[float]()
     async with new_session() as session:
 
@@ -41,15 +41,15 @@ async def at_capacity(server: Server, seconds: float) -> tuple[float, list[float
                 status, seconds_taken = await post(session, server, fields_of(number))
                 assert status == 200, status
                 took.append(seconds_taken)
-                number += CALLERS
+                number += callers
 
         started = time.monotonic()
-        await asyncio.gather(*map(caller, range(CALLERS)))
+        await asyncio.gather(*map(caller, range(callers)))
     return len(took) / (time.monotonic() - started), took
 
 
 async def beyond(server: Server, pace: float, seconds: float) -> tuple[list[tuple[int, float, float]], list[float]]:
-    """Status, seconds taken and moment of the answer, for requests that come at a steady pace; memory each second."""
+    """Status, seconds taken and moment of the answer (seconds), for requests that come at a steady pace; memory each second."""
     results, resident = list[tuple[int, float, float]](), list[float]()
     async with new_session() as session:
         started = time.monotonic()
@@ -69,23 +69,24 @@ async def beyond(server: Server, pace: float, seconds: float) -> tuple[list[tupl
             task = asyncio.create_task(ask(number))
             asked.add(task)
             task.add_done_callback(asked.discard)
-        during = time.monotonic() - started
         await asyncio.gather(*asked)
         watching.cancel()
-    return [(status, took, moment / during) for status, took, moment in results], resident
+    return results, resident
 
 
 def run(seconds: float, factor: float, max_queue: int) -> Figures:
+    callers = min(CALLERS, max_queue)
     with serving("--max-queue", str(max_queue)) as server:
-        asyncio.run(at_capacity(server, min(5, seconds)))  # warm
-        capacity, _ = asyncio.run(at_capacity(server, max(3.0, seconds / 3)))
-        results, resident = asyncio.run(beyond(server, capacity * factor, seconds))
+        asyncio.run(at_capacity(server, min(5, seconds), callers))  # warm
+        capacity, _ = asyncio.run(at_capacity(server, max(3.0, seconds / 3), callers))
+        filling_s = max_queue / capacity + 1  # until as much is accepted as ever will be
+        results, resident = asyncio.run(beyond(server, capacity * factor, filling_s + seconds))
         idle_s = wait_until_idle(server)
         server.assert_healthy()
     statuses = Counter(status for status, _, _ in results)
     refusals = [took for status, took, _ in results if status in (429, 503)]
-    goodput = sum(status == 200 and moment <= 1 for status, _, moment in results) / seconds
-    early = max(resident[: max(1, len(resident) // 6)])
+    goodput = sum(status == 200 and 0 <= moment - filling_s < seconds for status, _, moment in results) / seconds
+    early = max(resident[: max(1, int(filling_s))])
     return {
         "what": "overload",
         "seconds": seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -35,7 +35,6 @@ def test_mix_gives_the_published_splitmix64_sequence_of_seed_0(step: int, expect
 
 
 @given(st.lists(unsigned, min_size=1, max_size=20))
-@settings(max_examples=200, deadline=None)
 def test_mix_and_mix_tensor_are_one_function(numbers: list[int]) -> None:
     assert mix_tensor(torch.tensor([signed(x) for x in numbers])).tolist() == [signed(mix(x)) for x in numbers]
 
@@ -46,7 +45,6 @@ def test_mix_and_mix_tensor_agree_at_the_edges(x: int) -> None:
 
 
 @given(unsigned, st.integers(0, 1000))
-@settings(max_examples=200, deadline=None)
 def test_sequence_key_fits_int64(seed: int, sample: int) -> None:
     assert -(2**63) <= sequence_key(seed, sample) < 2**63
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from promptgen.errors import FileFault
@@ -91,7 +91,6 @@ def test_text_without_a_last_line_end_and_without_any(tmp_path: Path) -> None:
     assert lines_of(write(tmp_path / "b.txt", b"")) == ([], [])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="ab高\r\n", max_size=30), st.integers(1, 7), st.sampled_from(["utf-8", "utf-16-le", "gb18030"]))
 def test_blocks_may_end_anywhere(
     tmp_path_factory: pytest.TempPathFactory, text: str, block_bytes: int, encoding: str

@@ -20,6 +20,7 @@ from promptgen.generation.reference import filter_logits
 from promptgen.generation.request import GenerationRequest, Sampling
 from promptgen.generation.sampler import penalize
 from promptgen.generation.steps import NO_TOKENS
+from tests.amount import cases
 from tests.conftest import StepsFactory, new_memory, random_weights
 
 NUM_DRAWS = 100_000
@@ -218,7 +219,7 @@ def test_samples_of_a_request_have_their_own_noise_in_any_rows() -> None:
     st.sampled_from([0.0, 0.2, 0.6, 0.9, 1.0]),
     st.integers(0, 2**64 - 1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(100, 5000))
 def test_drawn_token_survives_the_reference_filter(
     make_steps: StepsFactory, logits: list[float], temperature: float, top_k: int, top_p: float, seed: int
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from promptgen.errors import Overloaded
 from promptgen.generation.request import Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent
 from promptgen.generation.scheduler import MAX_PASS, MAX_READ, MIN_READ, TURN, Plan, Scheduler
+from tests.amount import cases
 
 END = 99
 WORD = 7
@@ -217,7 +218,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         assert not any(prompt.num_users for prompt in self.scheduler.prompts)
 
 
-SchedulerWalk.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+SchedulerWalk.TestCase.settings = settings(max_examples=cases(100, 5000), stateful_step_count=40)
 test_random_walks_of_add_step_and_cancel = SchedulerWalk.TestCase
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from promptgen.training.seen import SeenDigests
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=20), st.sampled_from([1, 8, 1000]))
 def test_answers_are_those_of_a_set(chunks: list[list[int]], max_run: int) -> None:
     seen, oracle = SeenDigests(max_run), set[int]()

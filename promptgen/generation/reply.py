@@ -24,7 +24,7 @@ from promptgen.generation.said import Said, without_repetition
 
 MILD = Sampling(temperature=0.7, top_k=30, top_p=0.9, repetition_penalty=1.05)
 USUAL_SAMPLES = 4
-WEIGHT = 0.1
+WEIGHT = 0.05
 LEAST_LIKELY = -4.0  # nats per token
 _LONG_TALK = 2000  # characters; reading more than this is moved off the loop
 _CLAUSE = re.compile(r"[^，。；！？,;!?\n]*[，。；！？,;!?\n]*\s*")

@@ -26,6 +26,7 @@ from promptgen.server.protocol import QuietRunner
 
 KEEPALIVE_S = 75.0
 LINGERING_S = 1.0
+LAST_WORDS_S = 0.2  # from the last connection taken to the end of all
 INTERNAL_FAILURE = 70
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ async def serve(settings: ServeSettings) -> int:
         if signals.second.done():
             logging.shutdown()
             os._exit(128 + signals.second.result())  # a second signal ends now, whatever still runs
+        for site in list(runner.sites):
+            await site.stop()
+        await asyncio.sleep(LAST_WORDS_S)  # whoever was let in last is still told so
         return 0
     finally:
         await runner.cleanup()

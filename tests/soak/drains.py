@@ -1,4 +1,4 @@
-"""SIGTERM under load, again and again: `python tests/soak/drains.py [--count 200]`.
+"""SIGTERM under load, again and again: `python tests/soak/drains.py [--count 200] [--at-once 2]`.
 
 At a random moment, with whole and streamed answers under way and new requests coming. Whatever was accepted is answered to its end, the others are
 refused with 503 or find nobody, and the process ends with 0.
@@ -77,13 +77,13 @@ def drain_once(seed: int) -> tuple[list[str], int, float]:
         return [outcome for future in asking for outcome in future.result()], code, took_s
 
 
-def run(count: int) -> Figures:
+def run(count: int, at_once: int) -> Figures:
     outcomes, codes, took = Counter[str](), Counter[int](), list[float]()
-    for seed in range(count):
-        ended, code, took_s = drain_once(seed)
-        outcomes.update(ended)
-        codes[code] += 1
-        took.append(took_s)
+    with ThreadPoolExecutor(at_once) as pool:
+        for ended, code, took_s in pool.map(drain_once, range(count)):
+            outcomes.update(ended)
+            codes[code] += 1
+            took.append(took_s)
     lost = sum(number for outcome, number in outcomes.items() if outcome.startswith("lost"))
     return {
         "what": "drains",
@@ -96,4 +96,4 @@ def run(count: int) -> Figures:
 
 
 if __name__ == "__main__":
-    main(__doc__ or "", {"count": 200}, run)
+    main(__doc__ or "", {"count": 200, "at_once": 2}, run)

@@ -244,35 +244,40 @@ class Pace {
     const bool was_together = is_together();
     const double steady = std::min(seconds, last_);  // one slow pass is an accident, two are a state
     last_ = is_trial_ ? kUnknown : seconds;
-    if (was_together || is_trial_) lost_ += std::max(0.0, (is_trial_ ? seconds : steady) - expected_[!was_together]);
+    if (is_trial_) lost_ += std::max(0.0, seconds - expected_[!was_together]);
     lost_ = std::clamp(lost_ - kShareLost * seconds, 0.0, kMostLost);
     ++passes_;
     if (is_trial_) return judge(was_together, seconds);
     expected_[was_together] += (steady - expected_[was_together]) / kMemory;
-    if (was_together && expected_[true] > expected_[false]) is_together_ = false, passes_ = 0;
+    if (was_together && expected_[true] > kClearly * expected_[false]) is_together_ = false, passes_ = 0;
     if (passes_ >= kPause && lost_ == 0) is_trial_ = true, passes_ = 0;
   }
 
  private:
-  // A trial is the median of three passes (sleeping threads have to wake), or one that is far too slow.
+  // The first passes of a trial only wake the sleeping threads (a host may take milliseconds to give a core back). Then it is the median of five, or one
+  // that is far too slow.
   void judge(bool was_together, double seconds) {
-    trial_[passes_ - 1] = seconds;
-    if (passes_ < 3 && seconds < 4 * expected_[!was_together]) return;
-    std::sort(trial_, trial_ + passes_);
-    expected_[was_together] = trial_[passes_ / 2];
-    if (expected_[was_together] < expected_[!was_together]) is_together_ = was_together;
+    if (passes_ <= kWaking) return;
+    const int judged = passes_ - kWaking;
+    trial_[judged - 1] = seconds;
+    if (judged < kJudged && seconds < 4 * expected_[!was_together]) return;
+    std::sort(trial_, trial_ + judged);
+    expected_[was_together] = trial_[judged / 2];
+    is_together_ = expected_[true] <= kClearly * expected_[false];
     is_trial_ = expected_[!was_together] == kUnknown;  // the first passes of all: both ways
     passes_ = 0;
   }
 
-  static constexpr double kMemory = 8;                           // passes that an expectation looks back
+  static constexpr double kMemory = 16;                          // passes that an expectation looks back
+  static constexpr double kClearly = 1.2;                        // times slower together, before they part: times on shared machines say little
   static constexpr double kShareLost = 0.005, kMostLost = 0.01;  // of the time; seconds: the next trial is two seconds of passes away at most
   static constexpr int kPause = 16;                              // passes between trials, at least
+  static constexpr int kWaking = 3, kJudged = 5;                 // passes of a trial
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
-  double last_ = kUnknown, trial_[3] = {};
-  double lost_ = 0;           // seconds that the other way would have saved, less what is forgiven
+  double last_ = kUnknown, trial_[kJudged] = {};
+  double lost_ = 0;           // seconds that trials took beyond what was expected of the way in use, less what is forgiven
   bool is_together_ = false;  // the way in use
   bool is_trial_ = true;      // of the other way
   int passes_ = 0;

@@ -118,10 +118,10 @@ class CandidateText:
         return () if self._log is None else self._log.take(sum(map(len, self._shown)))
 
     def finish(
-        self, reason: FinishReason, *, end_logprob: float = 0.0, end_id: int | None = None, with_logprob: bool
+        self, reason: FinishReason, *, end_logprob: float | None = None, end_id: int | None = None, with_logprob: bool
     ) -> str:
         if self._log is not None and end_id is not None:
-            self._log.end(end_id, end_logprob, self._detokenizer)
+            self._log.end(end_id, end_logprob or 0.0, self._detokenizer)
         piece = "" if self.is_stopped else self._show(self._detokenizer.finish())
         if not self.is_stopped:
             # No more will come, so no longer match has to be waited for.
@@ -129,16 +129,16 @@ class CandidateText:
             cut = min((at for at in (stop, over) if at is not None), default=None)
             reason = reason if cut is None else "stop"
             piece += self._release(len(self._held) if cut is None else cut)
-        if end_logprob:
+        if end_logprob is not None:  # 0.0 where nothing else could come
             self.path.end_logprob, self.path.end_id = end_logprob, end_id
-        num_scored = len(self.path.token_ids) - max(0, self.path.num_head - 1) + (end_logprob != 0)
+        num_scored = len(self.path.token_ids) - max(0, self.path.num_head - 1) + (end_logprob is not None)
         completion = "".join(self._shown)
         self.candidate = Candidate(
             completion,
             self.num_tokens,
             self.logprob if with_logprob else None,
             reason,
-            (self.logprob + end_logprob) / max(1, num_scored) if with_logprob else None,
+            (self.logprob + (end_logprob or 0.0)) / max(1, num_scored) if with_logprob else None,
             tokens=() if self._log is None else self._log.all(len(completion)),
         )
         return piece
@@ -274,7 +274,7 @@ class CandidateSet:
         if isinstance(event, TopEvent):
             text.note_top(event.top)
             return []
-        return self._finish(index, event.reason, event.logprob, event.token_id)
+        return self._finish(index, event.reason, event.logprob if event.reason == "stop" else None, event.token_id)
 
     def take_orders(self) -> tuple[list[GenerationRequest], list[int]]:
         """What to ask the engine further, and the samples that it may drop; each is told once."""
@@ -342,7 +342,7 @@ class CandidateSet:
         return CandidateText(self._start.fork(), self._text.stop, typed=self._typed, until=self._text.until, log=log)
 
     def _finish(
-        self, index: int, reason: FinishReason, end_logprob: float = 0.0, end_id: int | None = None
+        self, index: int, reason: FinishReason, end_logprob: float | None = None, end_id: int | None = None
     ) -> list[Shown]:
         text = self._texts[index]
         if text.is_stopped:

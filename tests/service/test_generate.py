@@ -66,8 +66,8 @@ def test_fifty_tokens_are_the_default(server: Server) -> None:
 
 def test_defaults_written_out_are_the_defaults(server: Server) -> None:
     of_model = json.loads((MODEL / "generation_config.json").read_text(encoding="utf-8"))
-    written = {"maxlength": 50, "samples": 5, "repetition_penalty": 1.0}
-    written |= {name: of_model[name] for name in ("temperature", "top_k", "top_p")}
+    written = {"maxlength": 50, "samples": 5}
+    written |= {name: of_model[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
     plain = server.generate(context=PROMPT, seed=3)
     spelt = server.generate(context=PROMPT, seed=3, echo=True, stream=False, details=False, stop=None, **written)
     assert plain["result"] == spelt["result"]
@@ -211,14 +211,13 @@ def test_temperature_changes_the_draw(server: Server) -> None:
     assert cold != hot
 
 
-def test_repetition_penalty_changes_the_draw_and_one_does_not(server: Server) -> None:
+def test_repetition_penalty_changes_the_draw(server: Server) -> None:
     contexts = [PROMPT, "好，好，好，好，好，", "com com com com"]
     greedy = {"temperature": 0, "samples": 1, "maxlength": 30}
 
     def texts(**penalty: float) -> tuple[str, ...]:
         return tuple(server.generate(context=context, **greedy, **penalty)["result"][0] for context in contexts)
 
-    assert texts() == texts(repetition_penalty=1)
     assert len({texts(repetition_penalty=penalty) for penalty in (0.1, 1, 10)}) > 1
 
 

@@ -188,6 +188,13 @@ def test_logprobs_are_summed_when_asked_for() -> None:
     assert candidates.answer().candidates[0].logprob == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("logprob", [0.0, -1e-9])
+def test_an_end_that_was_certain_counts_as_a_token_of_the_score_too(logprob: float) -> None:
+    events = [*tokens(0, "要", "注意"), FinishEvent(7, 0, "stop", logprob, IDS["[CLS]"])]
+    candidates, _ = taken(TextRequest("高血压", 1, want_logprobs=True), events)
+    assert candidates.answer().candidates[0].score == pytest.approx(-1 / 3)
+
+
 def test_a_stop_string_finishes_a_candidate_and_later_events_are_ignored() -> None:
     events = [*tokens(0, "要", "。", "注意"), finish(0, "length")]
     candidates, deltas = taken(TextRequest("高血压", 1, stop=("。",)), events)

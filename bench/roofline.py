@@ -108,7 +108,7 @@ def step_time(kernels: Kernels, shape: Gpt2Shape, precision: Precision, num_thre
     request = GenerationRequest(prompt, rows, LENGTH, Sampling())
 
     def answer() -> None:
-        memory.start_rows(request, rows, 0, range(rows))
+        steps.copy([memory.start_rows(request, rows, 0, range(rows))])
         steps.draw(rows, 0, np.full(rows, rows, np.int32))
         for _ in range(LENGTH):
             steps.forward(rows, NOTHING_TO_READ)

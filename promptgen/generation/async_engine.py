@@ -34,10 +34,12 @@ from promptgen.generation.loader import ModelInfo, OpenModel, open_model
 from promptgen.generation.request import (
     Answer,
     EngineStats,
+    Event,
     FailureEvent,
     GenerationRequest,
     StartEvent,
     TextRequest,
+    TokenEvent,
 )
 from promptgen.generation.worker import Step, Worker
 from promptgen.text.tokenizer import Tokenizer
@@ -51,6 +53,7 @@ MAX_DEATHS = 3  # within
 DEATH_WINDOW_S = 600.0  # end it all: `died` is set
 BACKOFF_S = 0.5  # before the first restart; twice as long before each further one
 WATCH_S = 1.0
+_BUNDLE = 32  # events: so many are handed over together where nobody looks at each step
 _LONG_PROMPT = 2000  # characters; encoding more than this is moved off the loop
 _log = logging.getLogger(__name__)
 
@@ -83,11 +86,22 @@ class _Stream:
     info: ModelInfo | None = None
     has_begun: bool = False
     was_moved: bool = False
-    inbox: asyncio.Queue[Step | None] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[list[Event] | None] = field(default_factory=asyncio.Queue)
+    is_patient: bool = False  # what it gets is looked at when something ends, and not before
+    _held: list[Event] = field(default_factory=list)
+
+    def take(self, step: Step) -> None:
+        """Hands over what a step gave. A task that is woken at every step costs more than all else that is done about a token."""
+        is_first = not self.timing.started
+        self.timing.note(step)
+        self._held += step.events
+        is_due = len(self._held) >= _BUNDLE or any(type(event) is not TokenEvent for event in step.events)
+        if is_first or is_due or not self.is_patient:
+            self.inbox.put_nowait(self._held)
+            self._held = []
 
     def fail(self, message: str) -> None:
-        now = time.perf_counter()
-        self.inbox.put_nowait(Step([FailureEvent(self.request_id, message)], now, now))
+        self.inbox.put_nowait([FailureEvent(self.request_id, message)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +374,7 @@ class AsyncEngine:
         streams = self._enter(requests, first_token_timeout_s)
         try:
             for index, stream in enumerate(streams):
+                stream.is_patient = not (stream.request.stop or stream.request.until != "document")
                 try:
                     await self._prepare(stream)
                 except InvalidRequest as fault:
@@ -397,12 +412,12 @@ class AsyncEngine:
             try:
                 worker, found = stream.worker or await self._place(stream), list[NDArray[np.float32]]()
                 worker.put(stream.request_id, partial(_embed, worker, stream.request_id, token_ids, found))
-                step = await stream.inbox.get()
+                events = await stream.inbox.get()
             finally:
                 self._leave(stream)
-        if step is None:
+        if events is None:
             raise Overloaded("the engine had to be started anew", retry_after_s=5)
-        for event in step.events:
+        for event in events:
             if isinstance(event, FailureEvent):
                 raise EngineFailure(event.message)
         return found[0]
@@ -485,9 +500,8 @@ class AsyncEngine:
         self._take_session(stream)
         self._order(stream, candidates.requests)
         while not candidates.is_complete:
-            step = await self._next_step(stream)
-            timing.note(step)
-            for delta in self._take(step, stream, candidates):
+            events = await self._next_events(stream)
+            for delta in self._take(events, stream, candidates):
                 yield delta
         yield replace(
             candidates.answer(),
@@ -496,15 +510,15 @@ class AsyncEngine:
             decode_s=timing.last - timing.first,
         )
 
-    async def _next_step(self, stream: _Stream) -> Step:
+    async def _next_events(self, stream: _Stream) -> list[Event]:
         if stream.timing.started:
-            step = await stream.inbox.get()
+            events = await stream.inbox.get()
         else:
             async with self._deadline(stream):
-                while (step := await stream.inbox.get()) is None:
+                while (events := await stream.inbox.get()) is None:
                     await self._move(stream)
-        assert step is not None, "only requests that have not begun are moved"
-        return step
+        assert events is not None, "only requests that have not begun are moved"
+        return events
 
     async def _move(self, stream: _Stream) -> None:
         """To the worker after the one that died. Once: a request may be what it died of."""
@@ -526,9 +540,9 @@ class AsyncEngine:
         except TimeoutError as fault:
             raise DeadlineExceeded(f"no token within {stream.timeout_s:g} s; the service is busy") from fault
 
-    def _take(self, step: Step, stream: _Stream, candidates: CandidateSet) -> list[Shown]:
+    def _take(self, events: list[Event], stream: _Stream, candidates: CandidateSet) -> list[Shown]:
         shown: list[Shown] = []
-        for event in step.events:
+        for event in events:
             if isinstance(event, FailureEvent):
                 raise Superseded() if event.message is SUPERSEDED else EngineFailure(event.message)
             shown += candidates.take(event)
@@ -571,7 +585,7 @@ class AsyncEngine:
         stream = self._streams.get(request_id)
         if stream is not None and stream.worker is worker:
             stream.has_begun = True
-            stream.inbox.put_nowait(step)
+            stream.take(step)
 
 
 def _add(request_id: int, part: GenerationRequest, engine: Engine) -> None:

@@ -91,7 +91,7 @@ def _start(memory: Memory, steps: Steps, num_rows: int, begin_id: int, sampling:
     slot = num_rows
     steps.forward(0, PromptTokens.of([(slot, 0, (begin_id,), True)]))
     request = GenerationRequest((begin_id,), num_rows, 1, sampling, ignore_end=True)
-    memory.start_rows(request, slot, 0, range(num_rows))
+    steps.copy([memory.start_rows(request, slot, 0, range(num_rows))])
     steps.draw(num_rows, 0, np.full(num_rows, slot, np.int32))
 
 

@@ -261,13 +261,12 @@ class CandidateSet:
 
     def take(self, event: Event) -> list[Shown]:
         """What an event of this request adds. Events of a sample that is over already are ignored."""
-        if not isinstance(event, TokenEvent | FinishEvent | TopEvent):
+        if not isinstance(event, (TokenEvent, FinishEvent, TopEvent)):
             return []
         index = self._index_of.get(event.sample, -1)
-        if index < 0 or self._texts[index].candidate is not None:
+        if index < 0 or (text := self._texts[index]).candidate is not None:
             return []
-        text = self._texts[index]
-        if isinstance(event, TokenEvent):
+        if isinstance(event, TokenEvent):  # as most are
             piece = text.push(event.token_id, event.logprob)
             shown: list[Shown] = [self._piece(index, piece)] if piece else []
             return shown + self._finish(index, "stop") if text.is_stopped else shown

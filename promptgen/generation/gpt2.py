@@ -9,7 +9,7 @@ come.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from promptgen.generation.memory import Memory
 from promptgen.generation.sampler import draw_rows
-from promptgen.generation.steps import Precision, PromptTokens
+from promptgen.generation.steps import Copy, Precision, PromptTokens
 
 Linear = Callable[[Tensor], Tensor]  # [M, in] -> [M, out]
 
@@ -131,6 +131,9 @@ class EagerGpt2:
 
     def _logits_of(self, hidden: Tensor) -> Tensor:
         return self._head(_norm(hidden, self._norm, self._memory.shape.epsilon))
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        self._memory.copy(copies)
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]

@@ -1,19 +1,25 @@
 """What outlives a step: the cache slots, the state of every row, the logits. Arrays, and no model.
 
 Every implementation of the model (generation/gpt2.py in torch, generation/native in C++) works on these same arrays, so one may take over
-from another between two steps and nobody notices. numpy's zeros come from calloc: a slot costs memory once it is written.
+from another between two steps and nobody notices. Memory that is zero costs nothing until it is written, and then a page of it: the cache is
+kept out of huge pages, in which the few positions of a short answer would cost, and take the time to clear, those of a whole window.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.noise import sequence_key
 from promptgen.generation.request import GenerationRequest
+from promptgen.generation.steps import Copy
 
 NOT_A_TOKEN = float("-inf")
 NEVER = 2**62  # a position that no row reaches
@@ -82,15 +88,21 @@ class Memory:
 
     def _zeros(self, size: tuple[int, ...], kind: str) -> Any:
         """An array that indexes as numpy's do; `kind` is cache, float32 or uint8. Other memories live elsewhere (generation/cuda.py)."""
-        return np.zeros(size, np.uint8 if kind == "uint8" else np.float32)
+        return (
+            _zeros_in_small_pages(size)
+            if kind == "cache"
+            else np.zeros(size, np.uint8 if kind == "uint8" else np.float32)
+        )
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """The first `length` positions of one slot over those of another."""
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Steps.copy, for steps that have nothing faster."""
+        for source, target, length, num_targets in copies:
+            for cache in (self.keys, self.values):
+                cache[:, target : target + num_targets, :, :length] = cache[:, source, None, :, :length]
 
-    def move_row(self, source: int, target: int) -> None:
-        self.copy_prefix(source, target, int(self.rows[source]["position"]) + 1)
+    def move_row(self, source: int, target: int) -> Copy:
+        """Returns what is left to be copied for it."""
+        length = int(self.rows[source]["position"]) + 1
         if self.rows[source]["keeps_seen"]:
             self.seen[target] = self.seen[source]
         if self.rows[source]["has_bias"]:
@@ -99,6 +111,7 @@ class Memory:
             self.forced[target] = self.forced[source]
         self.rows[target] = self.rows[source]
         self.num_changes += 1
+        return Copy(source, target, length)
 
     def swap_rows(self, a: int, b: int) -> None:
         """Exchanges what two rows are drawn with; their keys, values and logits stay where they are."""
@@ -106,12 +119,10 @@ class Memory:
             array[[a, b]] = array[[b, a]]
         self.num_changes += 1
 
-    def start_rows(self, request: GenerationRequest, slot: int, first_row: int, samples: range) -> None:
-        """Rows first_row... become the `samples` of a request whose prompt stands in `slot`."""
+    def start_rows(self, request: GenerationRequest, slot: int, first_row: int, samples: range) -> Copy:
+        """Rows first_row... become the `samples` of a request whose prompt stands in `slot`. Returns what is left to be copied for them."""
         length, sampling = len(request.prompt_ids), request.sampling
         rows = slice(first_row, first_row + len(samples))
-        self.keys[:, rows, :, :length] = self.keys[:, slot, None, :, :length]
-        self.values[:, rows, :, :length] = self.values[:, slot, None, :, :length]
         if sampling.keeps_seen:
             self.seen[rows] = 0
             self.seen[rows, list(request.prompt_ids)] = IN_PROMPT
@@ -143,6 +154,7 @@ class Memory:
         )
         self.rows["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
         self.num_changes += 1
+        return Copy(slot, first_row, length, len(samples))
 
     def place_token(self, row: int, token_id: int, *, is_new: bool) -> None:
         """A row that was just started has its first token, drawn elsewhere. One that is not new only spells what was typed."""
@@ -151,3 +163,13 @@ class Memory:
         self.rows[row]["token_id"] = token_id
         if self.rows[row]["keeps_seen"]:
             self.seen[row, token_id] += 1 if is_new else IN_PROMPT & ~self.seen[row, token_id]
+
+
+def _zeros_in_small_pages(size: tuple[int, ...]) -> NDArray[np.float32]:
+    num = math.prod(size)
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux: no huge pages unasked
+        return np.zeros(size, np.float32)
+    place = mmap.mmap(-1, max(1, 4 * num), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel that has no huge pages
+        place.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(place, np.float32, num).reshape(size)  # which keeps the place for as long as it is used

@@ -69,8 +69,11 @@ def _continue(memory: Memory, steps: Steps, row: int) -> _Drawn:
 
 
 def _start(memory: Memory, steps: Steps, join: Join) -> list[_Drawn]:
-    start = partial(memory.start_rows, join.request, join.slot, join.first_row, join.samples)
-    if _tried(partial(_done, start)) is None:
+    def start() -> bool:
+        steps.copy([memory.start_rows(join.request, join.slot, join.first_row, join.samples)])
+        return True
+
+    if _tried(start) is None:
         return [_FAILED] * len(join.samples)
     return [_draw(memory, steps, join.first_row + index, join.slot) for index in range(len(join.samples))]
 

@@ -19,7 +19,7 @@ from promptgen.generation.first_draw import draw_first
 from promptgen.generation.memory import Memory
 from promptgen.generation.rescue import compute_apart, no_picks
 from promptgen.generation.scheduler import NO_TOPS, Join, Pick, Plan, StepResult, Tops
-from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, PromptTokens, Steps
+from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, Copy, PromptTokens, Steps
 from promptgen.generation.tops import top_logprobs
 
 _PROOF = (0,) * 8  # any tokens do
@@ -58,13 +58,9 @@ class Runner:
         self._memory.values[:, slots] = 0
 
     def _arrange(self, plan: Plan) -> None:
-        memory = self._memory
-        for copy in plan.keeps:
-            memory.copy_prefix(copy.source, copy.target, copy.length)
-        for source, target in plan.moves:
-            memory.move_row(source, target)
-        for copy in plan.copies:
-            memory.copy_prefix(copy.source, copy.target, copy.length)
+        if plan.keeps or plan.moves or plan.copies:
+            moves = (self._memory.move_row(source, target) for source, target in plan.moves)
+            self.steps.copy([*plan.keeps, *moves, *plan.copies])
 
     def _compute(self, plan: Plan) -> StepResult:
         memory = self._memory
@@ -76,8 +72,9 @@ class Runner:
         prompt_slots = NO_TOKENS
         plain = [join for join in plan.joins if not join.branch_slots]
         if plain:
-            for join in plain:
-                memory.start_rows(join.request, join.slot, join.first_row, join.samples)
+            self.steps.copy(
+                [memory.start_rows(join.request, join.slot, join.first_row, join.samples) for join in plain]
+            )
             prompt_slots = np.repeat([join.slot for join in plain], [len(join.samples) for join in plain])
             prompt_slots = prompt_slots.astype(np.int32)
         picks = [pick for join in plan.joins if join.branch_slots for pick in self._pick(join)]
@@ -105,7 +102,7 @@ class Runner:
         if not all(np.isfinite(line).all() for line in lines):
             return no_picks(join)
         picks = draw_first(request, join.samples, lines, _host(memory.bias), memory.end_id)
-        row = join.first_row
+        row, copies = join.first_row, list[Copy]()
         for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
             drawn = list(alike)
             samples = range(drawn[0][0], drawn[0][0] + len(drawn))
@@ -115,10 +112,11 @@ class Runner:
                 prompt_ids=(*request.prompt_ids, *way.path_ids),
                 min_new_tokens=max(0, request.min_new_tokens - way.num_new),
             )
-            memory.start_rows(after, join.branch_slots[branch], row, samples)
+            copies.append(memory.start_rows(after, join.branch_slots[branch], row, samples))
             for _, pick in drawn:
                 memory.place_token(row, pick.token_id, is_new=pick.token_id not in way.spelled_ids)
                 row += 1
+        self.steps.copy(copies)
         return picks
 
 

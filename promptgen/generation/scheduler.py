@@ -38,7 +38,7 @@ from promptgen.generation.request import (
     TokenEvent,
     TopEvent,
 )
-from promptgen.generation.steps import NO_TOKEN
+from promptgen.generation.steps import NO_TOKEN, Copy
 from promptgen.generation.waiting import WaitingLine
 
 Tops = Mapping[int, tuple[tuple[int, float], ...]]  # (token id, log-probability), by row
@@ -81,15 +81,6 @@ class _Reading:
     @property
     def num_branches_wanted(self) -> int:
         return max(0, len(self.request.branches) - 1) - len(self.branches)
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The first `length` positions of one slot over another."""
-
-    source: int
-    target: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,15 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 NO_TOKENS: NDArray[np.int32] = np.zeros(0, np.int32)
 NO_TOKEN = -1  # stands for a draw that failed: no token had a finite probability
+
+
+class Copy(NamedTuple):
+    """The first `length` positions of one slot over those of `num_targets` slots, from `target` on."""
+
+    source: int
+    target: int
+    length: int
+    num_targets: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,9 @@ class Steps(Protocol):
 
         Keys and values go to the cache, logits to memory.logits[slot] of each row and of each prompt whose last token is here.
         """
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copies keys and values, one copy after the other."""
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]

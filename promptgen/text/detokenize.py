@@ -62,17 +62,15 @@ class TextJoiner:
         if token == "[PAD]":
             return ""
         if (gap := _BREAKS.get(token)) is not None:
-            self._hold(gap)
+            # Line breaks add up and swallow spaces, spaces become one.
+            self._pending = (self._pending or " ") if gap == " " else self._pending.strip(" ") + gap
             self._last, self._last_is_one_digit = _Class.DENSE, False
             return ""
-        if token.startswith("##") and len(token) > 2:
-            text = token[2:]
-            this = _classify(text)
-        else:
-            text = token
-            this = _classify(text)
-            if self._wants_space(this, text):
-                self._hold(" ")
+        is_glued = token.startswith("##") and len(token) > 2
+        text = token[2:] if is_glued else token
+        this = _classify(text)
+        if not is_glued and this is not _Class.DENSE and self._wants_space(this, text):
+            self._pending = self._pending or " "
         piece = text if self._blank else self._pending + text
         self._pending, self._blank, self._last = "", False, this
         self._last_is_one_digit = this is _Class.DIGITS and len(token) == 1
@@ -86,13 +84,6 @@ class TextJoiner:
                 return False
             return self._last in (_Class.LETTERS, _Class.DIGITS)
         return False
-
-    def _hold(self, gap: str) -> None:
-        """Adds white space to what is pending: line breaks add up and swallow spaces, spaces become one."""
-        if gap == " ":
-            self._pending = self._pending or " "
-        else:
-            self._pending = self._pending.strip(" ") + gap
 
 
 def join_text(tokens: Iterable[str], *, glue_digits: bool = False) -> str:

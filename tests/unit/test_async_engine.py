@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure, FileFault, Overloaded
 from promptgen.generation import async_engine
 from promptgen.generation.async_engine import AsyncEngine, Delta
-from promptgen.generation.candidates import Finished, Piece
+from promptgen.generation.candidates import Finished, Piece, Shown
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.loader import open_model
-from promptgen.generation.request import Answer, Sampling, TextRequest
+from promptgen.generation.request import Answer, Event, Sampling, TextRequest
 from promptgen.generation.steps import PromptTokens
 from tests.unit.small_engine import FULL, collect, in_loop, is_empty, loader, running, texts_of, until
 
@@ -76,6 +77,38 @@ def test_the_answer_is_the_collected_stream() -> None:
                 assert own[-1] == Finished(candidate.index, candidate)
             assert texts_of(await engine.answer(FULL)) == texts_of(answer)
             assert min(answer.queue_s, answer.prefill_s, answer.decode_s) >= 0
+
+    in_loop(scenario())
+
+
+@pytest.mark.parametrize("request_", [FULL, replace(FULL, stop=("never said",)), replace(FULL, until="sentence")])
+def test_who_waits_for_the_whole_is_woken_seldom_and_who_may_have_enough_at_every_step(
+    request_: TextRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes: list[int] = []
+    take = AsyncEngine._take
+
+    def counted(self: AsyncEngine, events: list[Event], *others: Any) -> list[Shown]:
+        takes.append(len(events))
+        return take(self, events, *others)
+
+    monkeypatch.setattr(AsyncEngine, "_take", counted)
+
+    async def scenario() -> None:
+        async with running() as engine:
+            deltas: list[Delta] = []
+            await collect(engine, request_, deltas)
+            *_, streamed = deltas
+            assert isinstance(streamed, Answer)
+            at_every_step = takes[:]
+            takes.clear()
+            answer = await engine.answer(request_)
+            assert texts_of(answer) == texts_of(streamed)
+            assert sum(takes) == sum(at_every_step)
+            if request_ is FULL:
+                assert len(takes) <= 4 < 20 < len(at_every_step)  # the first step, two bundles, the end
+            else:
+                assert takes == at_every_step
 
     in_loop(scenario())
 

@@ -15,7 +15,6 @@ from promptgen import generate_text
 from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, EngineFailure, FileFault, InvalidRequest
 from promptgen.generation.async_engine import AsyncEngine
-from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.local import Generator
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.request import Answer, Sampling, TextRequest
@@ -96,12 +95,12 @@ def test_generate_raises_what_generate_many_gives(generator: Generator) -> None:
         generator.generate(request("高" * 70, 1))
 
 
-def test_an_engine_failure_fails_the_guilty_and_the_rest_goes_on(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forward = EagerGpt2.forward
+def test_an_engine_failure_fails_the_guilty_and_the_rest_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(EngineSettings(model=folder, max_rows=4))  # one that has read no prompt yet
+    steps = generator._engine._runner.steps
+    forward = steps.forward
     calls = iter(range(1000))  # the step, and then the first prompt alone
-    monkeypatch.setattr(EagerGpt2, "forward", lambda *a: forward(*a) if next(calls) > 1 else torch.zeros(1)[9])
+    monkeypatch.setattr(steps, "forward", lambda *a: forward(*a) if next(calls) > 1 else torch.zeros(1)[9])
     answers = dict(generator.generate_many([request(prompt, 1) for prompt in PROMPTS]))
     assert isinstance(answers[0], EngineFailure)
     assert all(isinstance(answers[index], Answer) for index in range(1, 9))

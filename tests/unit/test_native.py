@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from promptgen.generation.modelfile import Gpt2Shape, read_shape, read_weights
 from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
 from promptgen.generation.native.model import Kernels, NativeGpt2
 from promptgen.generation.request import FinishEvent, GenerationRequest, Sampling
-from promptgen.generation.steps import NOTHING_TO_READ, Precision, PromptTokens, Steps
+from promptgen.generation.steps import NOTHING_TO_READ, Copy, Precision, PromptTokens, Steps
 from promptgen.generation.upgrade import Upgrade, usable_threads
 from tests.conftest import new_memory, random_weights
 
@@ -57,7 +58,7 @@ def walk(steps: Steps, memory: Memory, num_rows: int = 5, num_steps: int = 8, se
     slot, size = len(memory.rows), memory.shape.vocabulary
     prompt = tuple(rng.integers(0, size, 6).tolist())
     steps.forward(0, PromptTokens.of([(slot, 0, prompt, True)]))
-    memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))
+    steps.copy([memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))])
     seen = [np.repeat(memory.logits[slot : slot + 1, :size], num_rows, axis=0)]
     for _ in range(num_steps):
         memory.rows["position"][:num_rows] += 1
@@ -99,7 +100,7 @@ def test_a_row_has_the_same_bits_in_any_company_and_on_any_threads(
         prompt = tuple(rng.integers(0, size, 6).tolist())
         company = [(slot + 1, 0, tuple(range(num_rows)), True)] if num_rows > 5 else []
         steps.forward(0, PromptTokens.of([*company, (slot, 0, prompt, True)]))
-        memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))
+        steps.copy([memory.start_rows(GenerationRequest(prompt, num_rows, 9), slot, 0, range(num_rows))])
         own = num_rows // 2
         seen, threads_used = [memory.logits[slot, :size].copy()], set()
         for _ in range(STEPS_BOTH_WAYS):
@@ -397,10 +398,62 @@ def test_sampled_text_is_the_same_before_and_after_the_compiled_step_takes_over(
         memory = new_memory(shape, max_rows=16)
         steps = make(memory, weights)
         steps.forward(0, PromptTokens.of([(16, 0, (2, 50, 60), True)]))
-        memory.start_rows(GenerationRequest((2, 50, 60), 16, 9, Sampling(seed=7)), 16, 0, range(16))
+        steps.copy([memory.start_rows(GenerationRequest((2, 50, 60), 16, 9, Sampling(seed=7)), 16, 0, range(16))])
         token_ids = [steps.draw(16, 0, np.full(16, 16, np.int32))[0]]
         for _ in range(20):
             steps.forward(16, NOTHING_TO_READ)
             token_ids.append(steps.draw(16, 16, np.zeros(0, np.int32))[0])
         texts.append(token_ids)
     assert texts[0] == texts[1]
+
+
+def kept(cache: NDArray[np.float32], precision: Precision) -> NDArray[Any]:
+    """What the kernels keep, [layers, slots, heads, window, head_dim]: floats, or bfloat16 in the front half of each head's place."""
+    if precision == "float32":
+        return cache
+    halves = cache.reshape(*cache.shape[:3], -1).view(np.uint16)
+    return halves[..., : halves.shape[-1] // 2].reshape(cache.shape)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_positions_are_copied_in_order(kernels: Kernels, precision: Precision, num_threads: int) -> None:
+    """A later copy takes what an earlier one brought; few positions by one thread, many by all."""
+    shape = Gpt2Shape(vocabulary=61, window=256, width=256, layers=4, heads=4, inner=16, epsilon=1e-5)
+    rng = np.random.default_rng(5)
+    many = [Copy(3, 4, 256, 5), Copy(4, 1, 7), Copy(1, 0, 3, 2), Copy(2, 2, 9), Copy(0, 11, 200)]
+    for copies in ([Copy(3, 0, 1)], many, []):
+        memory = new_memory(shape)
+        steps = steps_of(kernels, memory, precision, num_threads)
+        for _ in range(STEPS_BOTH_WAYS):
+            steps.forward(1, NOTHING_TO_READ)  # a copy takes as many threads as the pass before it
+        wanted = []
+        for cache in (memory.keys, memory.values):
+            given = kept(cache, precision)
+            given[:] = rng.integers(0, 60_000, given.shape)
+            wanted.append(given.copy())
+        for positions in wanted:
+            for source, target, length, num_targets in copies:
+                for slot in range(target, target + num_targets):
+                    positions[:, slot, :, :length] = positions[:, source, :, :length].copy()
+        steps.copy(copies)
+        assert np.array_equal(kept(memory.keys, precision), wanted[0])
+        assert np.array_equal(kept(memory.values, precision), wanted[1])
+
+
+def test_a_short_answer_costs_no_more_memory_than_its_positions() -> None:
+    """Of a window of 4096 positions one page of each head is written, and not two megabytes."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux to tell what is resident")
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    shape = Gpt2Shape(vocabulary=61, window=4096, width=256, layers=4, heads=4, inner=16, epsilon=1e-5)
+    memory = new_memory(shape, max_rows=64)
+    before = resident_bytes()
+    memory.keys[:, :64, :, :4] = 1.0
+    memory.values[:, :64, :, :4] = 1.0
+    num_heads = 2 * shape.layers * 64 * shape.heads
+    assert resident_bytes() - before < 2 * num_heads * os.sysconf("SC_PAGE_SIZE")
+    assert not memory.keys[:, 64:].any()

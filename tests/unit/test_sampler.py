@@ -198,7 +198,7 @@ def test_top_k_0_draws_from_everything(make_steps: StepsFactory) -> None:
 def test_a_moved_row_takes_everything_along() -> None:
     memory = memory_of([Sampling(0.5, 3, 0.4, 1.2, seed=8), Sampling(0, seed=1)], 1, prompt=SEEN)
     memory.keys[:, 0], memory.values[:, 0] = 5, 6
-    memory.move_row(0, 1)
+    memory.copy([memory.move_row(0, 1)])
     assert memory.rows[1] == memory.rows[0]
     assert memory.seen[1].tolist() == memory.seen[0].tolist()
     assert (memory.keys[:, 1, :, : len(SEEN)] == 5).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from promptgen.generation.request import (
     Sampling,
     TokenEvent,
 )
-from promptgen.generation.steps import NO_TOKEN, PromptTokens, Steps
+from promptgen.generation.steps import NO_TOKEN, Copy, PromptTokens, Steps
 from tests.conftest import StepsFactory, random_weights
 
 SHAPE = Gpt2Shape(vocabulary=50, window=32, width=32, layers=2, heads=2, inner=64, epsilon=1e-5)
@@ -50,6 +50,9 @@ class Faulty:
             self.num_faults += 1
             raise RuntimeError("a fault on purpose")
         self.inner.forward(num_rows, prompts)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        self.inner.copy(copies)
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]

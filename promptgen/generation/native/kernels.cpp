@@ -636,6 +636,11 @@ struct Row {
   uint8_t is_greedy, wants_logprob, has_bias, is_forced, keeps_seen, num_top;
 };
 
+// The first `length` positions of slot `source` over those of `num_targets` slots; mirrored by Copy in generation/steps.py.
+struct Copy {
+  int32_t source, target, length, num_targets;
+};
+
 // What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
 // indices of prompt tokens whose logits are wanted. Logits of a token go to its slot's line of `logits`.
 struct Pass {
@@ -896,9 +901,34 @@ class Model {
     team_.run(job, team_.size() > 1);  // as the pass before it
   }
 
+  // One copy after the other; threads divide the heads.
+  void copy(const Cache& cache, const Copy* copies, int64_t count) {
+    int64_t positions = 0;
+    for (int64_t i = 0; i < count; ++i) positions += copies[i].length * copies[i].num_targets;
+    const int64_t num_heads = shape_.layers * shape_.heads, bytes_each = head_dim() * (keeps_floats_ ? sizeof(float) : sizeof(Bfloat));
+    auto job = [&](int index) {
+      const Share heads = share(num_heads, index, team_.size());
+      for (int64_t item = heads.begin; item < heads.end; ++item)
+        for (int64_t i = 0; i < count; ++i) copy_head(cache, item / shape_.heads, item % shape_.heads, copies[i], bytes_each);
+    };
+    const bool is_small = 2 * num_heads * positions * bytes_each < kSmallCopy;
+    team_.run(job, team_.size() > 1 && !is_small);  // as the pass before it
+  }
+
   int num_threads() const { return team_.size(); }
 
  private:
+  static constexpr int64_t kSmallCopy = 1 << 18;  // bytes that one thread copies sooner than it wakes another
+
+  void copy_head(const Cache& cache, int64_t layer, int64_t head, const Copy& copy, int64_t bytes_each) {
+    const int64_t source = place(cache, layer, copy.source, head);
+    for (int64_t slot = copy.target; slot < copy.target + copy.num_targets; ++slot) {
+      const int64_t target = place(cache, layer, slot, head);
+      std::memmove(cache.keys + target, cache.keys + source, copy.length * bytes_each);
+      std::memmove(cache.values + target, cache.values + source, copy.length * bytes_each);
+    }
+  }
+
   void run(const Cache& cache, const Pass& pass, int index) {
     const int64_t m = pass.num_rows + pass.num_read, w = shape_.width;
     const Share mine = share(m, index, team_.size());
@@ -1106,6 +1136,7 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
 }
 void promptgen_forward(Model* model, const Cache* cache, const Pass* pass) { model->forward(*cache, *pass); }
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
+void promptgen_copy(Model* model, const Cache* cache, const Copy* copies, int64_t count) { model->copy(*cache, copies, count); }
 // How many threads the last pass or draw took.
 int32_t promptgen_threads(const Model* model) { return model->num_threads(); }
 void promptgen_close(Model* model) { delete model; }

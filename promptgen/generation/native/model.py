@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.native.compiler import KernelsUnavailable
-from promptgen.generation.steps import NO_TOKEN, Precision, PromptTokens
+from promptgen.generation.steps import NO_TOKEN, Copy, Precision, PromptTokens
 
 _CODES: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _VECTOR = 16  # widths must be whole vectors
@@ -69,6 +69,9 @@ class Kernels:
         self.draw = self._library.promptgen_draw
         self.draw.argtypes = [c_void_p, c_void_p]
         self.draw.restype = None
+        self.copy = self._library.promptgen_copy
+        self.copy.argtypes = [c_void_p, c_void_p, c_void_p, c_int64]
+        self.copy.restype = None
         self.close = self._library.promptgen_close
         self.close.argtypes = [c_void_p]
         self.close.restype = None
@@ -166,6 +169,11 @@ class NativeGpt2:
             step.token_ids, step.positions = prompts.token_ids.ctypes.data, prompts.positions.ctypes.data
             step.slots, step.last = prompts.slots.ctypes.data, prompts.last.ctypes.data
         self._kernels.forward(self._model, self._cache_at, self._pass_at)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        if copies:
+            listed = np.array(copies, np.int32)
+            self._kernels.copy(self._model, self._cache_at, listed.ctypes.data, len(listed))
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]

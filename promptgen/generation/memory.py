@@ -58,7 +58,7 @@ class Memory:
     """Slots 0..max_rows-1 belong to the rows, the slots after them to prompts.
 
     keys, values   [layers, slots, heads, window, head_dim] float32; steps whose cache type is bfloat16 fill the front half of each
-                   [window, head_dim], so that what copies positions need not know
+                   [window, head_dim]
     rows           [max_rows] of ROW
     logits         [slots, vocabulary padded] float32: after a step, those of the last token of each slot
     bias           [vocabulary] float32, -inf for what is never drawn

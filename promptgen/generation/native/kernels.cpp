@@ -615,7 +615,7 @@ struct Shape {
 };
 
 // The slots of all sequences: keys and values are [layers, slots, heads, window, head_dim]. In precisions below f32 they are kept in bfloat16, which fills
-// the front half of each [window, head_dim]: half as much to read in every step, and whoever copies positions need not know.
+// the front half of each [window, head_dim]: half as much to read in every step.
 struct Cache {
   float *keys, *values;
   int64_t slots;

@@ -44,8 +44,9 @@ install: $(VENV)/.all
 serve: $(VENV)/.serve $(VENV)/.kernels
 	exec $(BIN)/python web.py
 
+# Two files at a time, the long ones of tests/service before the many short ones of tests/unit.
 test: $(VENV)/.all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .

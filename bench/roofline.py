@@ -100,7 +100,7 @@ def multiplication_rate(dtype: torch.dtype) -> float:
 def step_time(kernels: Kernels, shape: Gpt2Shape, precision: Precision, num_threads: int, rows: int) -> float:
     """Mean seconds of a step over an answer of LENGTH tokens, the best of some answers; drawing from the top 30 included."""
     generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.05 * torch.randn(size, generator=generator) for name, size in shape.tensors().items()}
+    weights = {name: (0.05 * torch.randn(size, generator=generator)).numpy() for name, size in shape.tensors().items()}
     memory = Memory(shape, max_rows=rows, num_prompt_slots=1, banned_ids=[], end_id=0)
     steps = NativeGpt2(kernels, memory, weights, precision, num_threads)
     prompt = tuple(range(1, PROMPT + 1))

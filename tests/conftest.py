@@ -13,7 +13,7 @@ from hypothesis import settings
 from promptgen.config import DEFAULT_CACHE, DEFAULT_MODEL, EngineSettings
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.memory import Memory
-from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.modelfile import Gpt2Shape, Weights
 from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
 from promptgen.generation.native.model import Kernels, NativeGpt2
 from promptgen.generation.steps import Steps
@@ -23,7 +23,6 @@ settings.register_profile("promptgen", max_examples=cases(200, 5000), deadline=N
 settings.load_profile("promptgen")
 
 ModelFactory = Callable[[int, int, int, int, int], Path]
-Weights = dict[str, torch.Tensor]
 StepsFactory = Callable[[Memory, Weights], Steps]
 
 
@@ -50,7 +49,7 @@ def random_weights(shape: Gpt2Shape, seed: int = 0, scale: float = 0.3) -> Weigh
     """Weights of a GPT-2 that nobody trained; norms are around 1."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: scale * torch.randn(size, generator=generator) + ("ln_" in name and name.endswith("weight"))
+        name: (scale * torch.randn(size, generator=generator) + ("ln_" in name and name.endswith("weight"))).numpy()
         for name, size in shape.tensors().items()
     }
 

@@ -7,7 +7,6 @@ float32. Everything but the graphs runs on any device, which is how it is tested
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import Weights
 from promptgen.generation.sampler import RowTensors, allowed_logits, proven, sample
 from promptgen.generation.steps import Precision, PromptTokens
 
@@ -59,16 +59,19 @@ def _suits_graph(rows: NDArray[np.void]) -> bool:
 class CudaGpt2(EagerGpt2):
     """Steps on a device, with graphs where it has them."""
 
-    def __init__(self, memory: DeviceMemory, weights: Mapping[str, Tensor], precision: Precision = "bfloat16") -> None:
-        super().__init__(memory, {name: tensor.to(memory.device) for name, tensor in weights.items()}, precision)
-        self.description = f"{memory.device.type}, {precision}"
+    def __init__(self, memory: DeviceMemory, weights: Weights, precision: Precision = "bfloat16") -> None:
         self._device = memory.device
+        super().__init__(memory, weights, precision)
+        self.description = f"{memory.device.type}, {precision}"
         self._has_graphs = memory.device.type == "cuda"
         self._buckets: dict[tuple[int, int], _Bucket] = {}
         self._drawn: _Bucket | None = None  # what the last pass drew, if it did
         self._filled: tuple[_Bucket, int, int] | None = (
             None  # whose inputs are on the device, for which rows, as of which change
         )
+
+    def _tensor(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.as_tensor(array).to(self._device)
 
     @torch.inference_mode()
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from promptgen.generation.memory import Memory
+from promptgen.generation.modelfile import Weights
 from promptgen.generation.sampler import draw_rows
 from promptgen.generation.steps import Copy, Precision, PromptTokens
 
@@ -79,8 +80,10 @@ class Block:
 class EagerGpt2:
     """Steps in torch, on the device where memory and weights are. bfloat16 is for GPUs; the residual stream stays float32."""
 
-    def __init__(self, memory: Memory, weights: Mapping[str, Tensor], precision: Precision = "float32") -> None:
+    def __init__(self, memory: Memory, given: Weights, precision: Precision = "float32") -> None:
+        """Weights as modelfile.read_weights gives them; they are used where they lie, as far as they are not packed."""
         shape = memory.shape
+        weights = {name: self._tensor(array) for name, array in given.items()}
         self.precision: Precision = precision
         self.description = f"torch, {precision}, {torch.get_num_threads()} threads"
         self._memory = memory
@@ -91,6 +94,9 @@ class EagerGpt2:
         self._norm = weights["ln_f.weight"], weights["ln_f.bias"]
         self._blocks = [Block(weights, index, shape.epsilon, precision) for index in range(shape.layers)]
         self._head = make_linear(self._tokens.t(), None, precision)
+
+    def _tensor(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.as_tensor(array)
 
     @torch.inference_mode()
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:

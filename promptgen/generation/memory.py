@@ -165,6 +165,11 @@ class Memory:
             self.seen[row, token_id] += 1 if is_new else IN_PROMPT & ~self.seen[row, token_id]
 
 
+def on_host(array: Any) -> NDArray[np.float32]:
+    """An array of a Memory, or a part of one, where numpy can see it."""
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array)
+
+
 def _zeros_in_small_pages(size: tuple[int, ...]) -> NDArray[np.float32]:
     num = math.prod(size)
     if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux: no huge pages unasked

@@ -7,14 +7,14 @@ finite or foreign ends in a FileFault that names the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from promptgen.errors import FileFault
 from promptgen.generation.request import Sampling
@@ -26,7 +26,13 @@ _SAMPLING_LIMITS: tuple[tuple[str, Any, float], ...] = (
     ("top_p", (int, float), 1),
     ("repetition_penalty", (int, float), 10),
 )
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_STORED: dict[str, type[np.generic]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+}  # a bfloat16: a float's upper half
+
+Weights = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +144,10 @@ def read_sampling(folder: Path) -> Sampling:
     return Sampling().with_(seed=0, **given)
 
 
-def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, Tensor]:
+def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, NDArray[np.float32]]:
     """All tensors of `shape`, float32, from model.safetensors, names without the "transformer." prefix.
 
-    They are copies: those of the library lie in the mapped file, and whoever writes over a mapped file ends the process that reads it (SIGBUS).
+    The file is read, not mapped: whoever writes over a mapped file ends the process that reads it (SIGBUS).
     """
     path = folder / "model.safetensors"
     if not path.exists():
@@ -152,20 +158,23 @@ def read_weights(folder: Path, shape: Gpt2Shape) -> dict[str, Tensor]:
         )
         raise FileFault(path, f"is missing{hint}")
     try:
-        stored = load_file(path)
+        stored = dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError, ValueError, RuntimeError) as fault:
         raise FileFault(path, f"is cut or not a safetensors file ({fault})") from fault
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, NDArray[np.float32]] = {}
     for name, expected in shape.tensors().items():
         tensor = tensors.get(name)
         if tensor is None:
             raise FileFault(path, f"lacks the tensor {name} that config.json asks for")
-        if tuple(tensor.shape) != expected:
-            raise FileFault(path, f"{name} has the shape {list(tensor.shape)}, config.json says {list(expected)}")
-        if tensor.dtype not in _FLOATS:
-            raise FileFault(path, f"{name} has the type {tensor.dtype}, not a float of 16 or 32 bits")
-        if not bool(torch.isfinite(tensor).all()):
+        if tuple(tensor["shape"]) != expected:
+            raise FileFault(path, f"{name} has the shape {list(tensor['shape'])}, config.json says {list(expected)}")
+        if tensor["dtype"] not in _STORED:
+            raise FileFault(path, f"{name} has the type {tensor['dtype']}, not a float of 16 or 32 bits")
+        values = np.frombuffer(tensor["data"], _STORED[tensor["dtype"]]).reshape(expected)
+        if tensor["dtype"] == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        if not np.isfinite(values).all():
             raise FileFault(path, f"{name} holds numbers that are not finite")
-        weights[name] = tensor.to(torch.float32, copy=True)
+        weights[name] = values.astype(np.float32, copy=False)
     return weights

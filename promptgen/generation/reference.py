@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from promptgen.generation.noise import gumbel, sequence_key
+from promptgen.generation.noise import sequence_key
 from promptgen.generation.request import GREEDY_BELOW
+from promptgen.generation.torch_noise import gumbel
 
 
 @torch.inference_mode()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from promptgen.generation.first_draw import draw_first
-from promptgen.generation.memory import Memory
+from promptgen.generation.memory import Memory, on_host
 from promptgen.generation.rescue import compute_apart, no_picks
 from promptgen.generation.scheduler import NO_TOPS, Join, Pick, Plan, StepResult, Tops
 from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, Copy, PromptTokens, Steps
@@ -49,7 +47,7 @@ class Runner:
         """Raises if the model gives no numbers for a prompt that it has always given numbers for. The slot is overwritten."""
         length = min(len(_PROOF), self._memory.shape.window - 1)
         self.steps.forward(0, PromptTokens.of([(slot, 0, _PROOF[:length], True)]))
-        if not np.isfinite(_host(self._memory.logits[slot])[: self._memory.shape.vocabulary]).all():
+        if not np.isfinite(on_host(self._memory.logits[slot])[: self._memory.shape.vocabulary]).all():
             raise ArithmeticError("the model's logits are not finite")
 
     def wipe(self, slots: list[int]) -> None:
@@ -98,10 +96,10 @@ class Runner:
         """Draws the first tokens of candidates among branches, and starts their rows after them."""
         memory, request = self._memory, join.request
         vocabulary = memory.shape.vocabulary
-        lines = [_host(memory.logits[slot])[:vocabulary] for slot in join.branch_slots]
+        lines = [on_host(memory.logits[slot])[:vocabulary] for slot in join.branch_slots]
         if not all(np.isfinite(line).all() for line in lines):
             return no_picks(join)
-        picks = draw_first(request, join.samples, lines, _host(memory.bias), memory.end_id)
+        picks = draw_first(request, join.samples, lines, on_host(memory.bias), memory.end_id)
         row, copies = join.first_row, list[Copy]()
         for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
             drawn = list(alike)
@@ -118,8 +116,3 @@ class Runner:
                 row += 1
         self.steps.copy(copies)
         return picks
-
-
-def _host(line: Any) -> NDArray[np.float32]:
-    """An array of the memory, where numpy can see it."""
-    return np.asarray(line.cpu() if isinstance(line, torch.Tensor) else line)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptgen.generation.memory import MAX_COUNT, NOT_A_TOKEN, Memory
-from promptgen.generation.noise import gumbel
 from promptgen.generation.steps import NO_TOKEN
+from promptgen.generation.torch_noise import gumbel
 
 
 @dataclass(frozen=True, slots=True)

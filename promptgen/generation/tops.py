@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from promptgen.generation.memory import NOT_A_TOKEN, Memory
+from promptgen.generation.memory import NOT_A_TOKEN, Memory, on_host
 
 Top = tuple[tuple[int, float], ...]  # (token id, log-probability), the best first
 
@@ -27,11 +26,11 @@ def top_logprobs(
 def _logprobs(memory: Memory, row: int, slot: int) -> NDArray[np.float64]:
     """Log-probabilities [V] at temperature 1, before penalties: among the tokens that may be drawn, or all for a row that is forced."""
     state, size = memory.rows[row], memory.shape.vocabulary
-    line = _host(memory.logits[slot])[:size].astype(np.float64)
+    line = on_host(memory.logits[slot])[:size].astype(np.float64)
     if not state["is_forced"]:
-        line += _host(memory.bias)
+        line += on_host(memory.bias)
         if state["has_bias"]:
-            line += _host(memory.row_bias[row])
+            line += on_host(memory.row_bias[row])
         if state["position"] < state["end_from"]:
             ends = np.array([memory.end_id, *state["end_ids"]])
             line[ends[ends >= 0]] = NOT_A_TOKEN
@@ -45,7 +44,3 @@ def _best(line: NDArray[np.float64], number: int) -> Top:
     some = np.argpartition(-line, number - 1)[:number]
     order = some[np.lexsort((some, -line[some]))]
     return tuple((int(i), float(line[i])) for i in order if np.isfinite(line[i]))
-
-
-def _host(line: object) -> NDArray[np.float32]:
-    return np.asarray(line.cpu() if isinstance(line, torch.Tensor) else line)

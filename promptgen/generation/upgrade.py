@@ -13,20 +13,18 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from torch import Tensor
 
 from promptgen.config import EngineSettings, read_settings
 from promptgen.errors import UsageError
 from promptgen.generation.calibrate import Choice, choose, load_choice, save_choice
-from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.memory import Memory
-from promptgen.generation.modelfile import read_shape, read_weights
+from promptgen.generation.modelfile import Weights, read_shape, read_weights
 from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
 from promptgen.generation.native.model import Kernels, NativeGpt2
 from promptgen.generation.steps import Precision, PromptTokens, Steps
@@ -56,7 +54,7 @@ class Upgrade:
 
     settings: EngineSettings
     memory: Memory
-    weights: Mapping[str, Tensor]
+    weights: Weights
     begin_id: int
 
     @property
@@ -140,6 +138,8 @@ class Upgrade:
 
     def _check(self, make: Callable[[Memory, Precision, int], Steps], choice: Choice) -> None:
         """Raises KernelsUnavailable if the kernels do not compute what torch does (float32), or not numbers."""
+        from promptgen.generation.gpt2 import EagerGpt2  # torch takes seconds and memory, and this is done once
+
         length = min(SELF_TEST_TOKENS, self.memory.shape.window)
         prompt = PromptTokens.of([(1, 0, (self.begin_id,) * length, True)])
         memories = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,7 @@ def trained(corpus: Path) -> Path:
 
 def test_one_shot_prints_continuations_and_the_same_seed_the_same_ones() -> None:
     first, again = (
-        promptgen("generate", "高血压要注意", "-n", 3, "--maxlength", 12, "--seed", 7, "--temperature", 0.8)
+        promptgen("generate", "高血压要注意", "-n", 3, "--maxlength", 12, "--seed", 7, "--precision", "float32")
         for _ in range(2)
     )
     lines = first.stdout.removesuffix("\n").split("\n高血压要注意")
@@ -228,9 +229,15 @@ def test_train_refuses_a_folder_that_prepare_did_not_write(tmp_path: Path) -> No
     assert str(tmp_path) in the_only_line(done.stderr)
 
 
-def test_the_corpus_tables_have_no_faults() -> None:
-    done = promptgen("expand", ROOT / "data", "--check")
+def test_the_faults_of_corpus_tables_are_told(tmp_path: Path) -> None:
+    """Of all tables: `make check`, and tests/unit/test_expand.py."""
+    shutil.copy(ROOT / "data" / "corpus.toml", tmp_path)
+    shutil.copytree(ROOT / "data" / "pets", tmp_path / "pets")
+    done = promptgen("expand", tmp_path, "--check")
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["0 faults"]), done.stdout
+    table = tmp_path / "pets" / "pets.toml"
+    table.write_text(table.read_text(encoding="utf-8") + "\n[[broken", encoding="utf-8")
+    assert promptgen("expand", tmp_path, "--check").returncode != 0
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])  # char differs from word in its vocabulary alone

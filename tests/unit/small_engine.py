@@ -51,7 +51,9 @@ def loader(pause_s: float = 0.0, weights_seed: int = 1) -> Callable[[EngineSetti
     def load(settings: EngineSettings) -> OpenModel:
         torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(weights_seed)
-        weights = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in SHAPE.tensors().items()}
+        weights = {
+            name: (0.3 * torch.randn(shape, generator=generator)).numpy() for name, shape in SHAPE.tensors().items()
+        }
         memory = Memory(
             SHAPE,
             max_rows=settings.max_rows,

@@ -135,7 +135,9 @@ class Counted:
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(1)
-        weights = {name: 0.5 * torch.randn(size, generator=generator) for name, size in SHAPE.tensors().items()}
+        weights = {
+            name: (0.5 * torch.randn(size, generator=generator)).numpy() for name, size in SHAPE.tensors().items()
+        }
         memory = Memory(
             SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=TOKENIZER.banned_ids, end_id=TOKENIZER.end_id
         )

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptgen.generation.first_draw import CHUNK, _likely
-from promptgen.generation.noise import gumbel, gumbel_lines, sequence_key
+from promptgen.generation.noise import gumbel_lines, sequence_key
+from promptgen.generation.torch_noise import gumbel
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 40 * CHUNK), st.sampled_from([2, 5, 1000]))

@@ -126,7 +126,9 @@ class Small:
         if words:
             banned = tuple(i for i in range(TOKENIZER.size) if TOKENIZER.vocabulary.tokens[i] not in words)
         generator = torch.Generator().manual_seed(3)
-        weights = {name: 0.5 * torch.randn(size, generator=generator) for name, size in SHAPE.tensors().items()}
+        weights = {
+            name: (0.5 * torch.randn(size, generator=generator)).numpy() for name, size in SHAPE.tensors().items()
+        }
         self.memory = Memory(SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=banned, end_id=TOKENIZER.end_id)
         self.steps = EagerGpt2(self.memory, weights)
         self.engine = Engine(self.memory, self.steps, max_queue=100)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -97,7 +98,7 @@ def test_sound_folder_loads(folder: Path) -> None:
     )
     weights = read_weights(folder, shape)
     assert sorted(weights) == sorted(TENSORS)
-    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert all(tensor.dtype == np.float32 for tensor in weights.values())
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -296,8 +297,8 @@ def test_half_precision_weights_load_as_float32(folder: Path, dtype: torch.dtype
     save_file(tensors, folder / WEIGHTS)
     weights = read_weights(folder, read_shape(folder))
     for name, tensor in weights.items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, tensors["transformer." + name].float())
+        assert tensor.dtype == np.float32
+        assert np.array_equal(tensor, tensors["transformer." + name].float().numpy())
     load(folder)
 
 
@@ -325,7 +326,7 @@ def test_names_without_prefix_load_too(folder: Path) -> None:
         folder / WEIGHTS,
     )
     after = read_weights(folder, read_shape(folder))
-    assert all(torch.equal(after[name], before[name]) for name in TENSORS)
+    assert all(np.array_equal(after[name], before[name]) for name in TENSORS)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -373,7 +374,7 @@ def test_any_spoiled_file_is_refused_or_still_means_a_model(
         assert "\n" not in refusal
     else:
         assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shape.tensors()
-        assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+        assert all(np.isfinite(tensor).all() for tensor in weights.values())
 
 
 def test_a_model_without_a_generation_config_is_drawn_from_as_the_contract_says(folder: Path) -> None:

@@ -25,6 +25,7 @@ from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.loader import open_model
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape, read_shape, read_weights
+from promptgen.generation.native import compiler
 from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
 from promptgen.generation.native.model import Kernels, NativeGpt2
 from promptgen.generation.request import FinishEvent, GenerationRequest, Sampling
@@ -182,7 +183,10 @@ def fake_compiler(folder: Path, script: str) -> str:
     return str(program)
 
 
-def test_a_library_that_was_compiled_is_found_again(tmp_path: Path, kernels: Kernels) -> None:
+def test_a_library_that_was_compiled_is_found_again(
+    tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in compiler.FLAGS))  # sooner
     assert find_library(tmp_path) is None
     stale, fresh = tmp_path / "making-old", tmp_path / "making-new"
     stale.mkdir()
@@ -196,7 +200,7 @@ def test_a_library_that_was_compiled_is_found_again(tmp_path: Path, kernels: Ker
 
 
 @pytest.mark.parametrize(
-    ("compiler", "told"),
+    ("name", "told"),
     [
         ("no-such-compiler", "no C.* compiler 'no-such-compiler'"),
         ("echo 'x.cpp:1: error: out of luck' >&2; exit 3", "ended with 3 .*out of luck"),
@@ -204,8 +208,8 @@ def test_a_library_that_was_compiled_is_found_again(tmp_path: Path, kernels: Ker
         ("exit 0", "made nothing"),
     ],
 )
-def test_a_compiler_that_is_missing_fails_or_is_killed_is_told(tmp_path: Path, compiler: str, told: str) -> None:
-    program = compiler if " " not in compiler else fake_compiler(tmp_path, compiler)
+def test_a_compiler_that_is_missing_fails_or_is_killed_is_told(tmp_path: Path, name: str, told: str) -> None:
+    program = name if " " not in name else fake_compiler(tmp_path, name)
     with pytest.raises(KernelsUnavailable, match=told):
         compile_library(tmp_path / "cache", program)
     assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
@@ -269,6 +273,27 @@ def test_what_was_prepared_is_ready_and_rubbish_in_the_cache_is_made_anew(
     upgrade.prepare(offered.append).join()
     assert len(offered) == 2
     assert upgrade.ready() is not None
+
+
+def test_a_start_with_a_prepared_step_does_not_load_torch(tmp_path: Path, kernels: Kernels) -> None:
+    """Two seconds and 200 MB of every later start. What the model answers then is shown in tests/service/test_kernels.py."""
+    _copy_of_library(tmp_path)
+    upgrade_of(tmp_path, precision="float32", threads=1).prepare(lambda _: None).join()
+    code = f"""
+import sys
+from pathlib import Path
+from promptgen.config import EngineSettings
+from promptgen.generation.local import Generator
+from promptgen.generation.request import Sampling, TextRequest
+
+generator = Generator(EngineSettings(cache=Path({str(tmp_path)!r}), precision="float32", threads=1))
+answer = generator.generate(TextRequest("高血压要注", 3, 8, Sampling(seed=1, repetition_penalty=1.1), want_logprobs=True))
+assert len(answer.candidates) == 3
+generator._model.embedder.embed((2, 20, 30))
+sys.exit(", ".join({{"torch", "transformers"}} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("choice", [Choice("int8", 999, {}, {}), Choice("bfloat16", 1, {}, {})])

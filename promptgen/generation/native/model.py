@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from promptgen.generation.memory import Memory
-from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.modelfile import Gpt2Shape, Weights
 from promptgen.generation.native.compiler import KernelsUnavailable
 from promptgen.generation.steps import NO_TOKEN, Copy, Precision, PromptTokens
 
@@ -108,7 +107,7 @@ class NativeGpt2:
     """
 
     def __init__(
-        self, kernels: Kernels, memory: Memory, weights: Mapping[str, Tensor], precision: Precision, num_threads: int
+        self, kernels: Kernels, memory: Memory, weights: Weights, precision: Precision, num_threads: int
     ) -> None:
         shape = memory.shape
         assert precision in kernels.precisions
@@ -117,8 +116,8 @@ class NativeGpt2:
         self.cache_type = "float32" if precision == "float32" else "bfloat16"
         self.description = f"compiled, {precision}, {num_threads} threads"
         self._kernels = kernels
-        tensors = {name: weights[name].contiguous() for name in _order(shape)}
-        pointers = (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors.values()))
+        tensors = {name: np.ascontiguousarray(weights[name]) for name in _order(shape)}
+        pointers = (c_void_p * len(tensors))(*(tensor.ctypes.data for tensor in tensors.values()))
         self._embeddings = tensors["wte.weight"], tensors["wpe.weight"]  # kept: the kernels read them in place
         packed = _Shape(
             shape.vocabulary, shape.window, shape.width, shape.layers, shape.heads, shape.inner, shape.epsilon

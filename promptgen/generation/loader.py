@@ -1,6 +1,6 @@
 """Opens a model folder: the tokenizer and an engine over its weights, checked against each other.
 
-torch is imported when its steps are needed: not where the compiled ones are ready, which saves a start two seconds and the service 200 MB.
+torch is imported when its steps are needed: not where the compiled ones are ready, which saves a start seconds and the service 200 MB.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def test_what_was_prepared_is_ready_and_rubbish_in_the_cache_is_made_anew(
 
 
 def test_a_start_with_a_prepared_step_does_not_load_torch(tmp_path: Path, kernels: Kernels) -> None:
-    """Two seconds and 200 MB of every later start. What the model answers then is shown in tests/service/test_kernels.py."""
+    """Seconds and 200 MB of every later start. What the model answers then is shown in tests/service/test_kernels.py."""
     _copy_of_library(tmp_path)
     upgrade_of(tmp_path, precision="float32", threads=1).prepare(lambda _: None).join()
     code = f"""

@@ -135,6 +135,13 @@ def run(minutes: float) -> Figures:
         second = [took for moment, took in times if moment > half]
         return [round(percentile(some, percent) * 1000, 1) for some in (first, second)]
 
+    def twelfths(times: list[tuple[float, float]]) -> list[float]:
+        """Median milliseconds of each twelfth of the time: a drift shows in all of them, a neighbour in some."""
+        parts: list[list[float]] = [[] for _ in range(12)]
+        for moment, took in times:
+            parts[min(11, int(moment / seconds * 12))].append(took)
+        return [round(percentile(part, 50) * 1000, 1) for part in parts]
+
     first, second = halves(probes, 99)
     return {
         "what": "mixed load",
@@ -143,6 +150,8 @@ def run(minutes: float) -> Figures:
         "memory_mib": [round(warm[0][1], 1), round(warm[-1][1], 1)],
         "memory_mib_in_ten_minutes": round(growth, 2),
         "probe_ms_p50": halves(probes, 50),
+        "probe_ms_p50_by_twelfth": twelfths(probes),
+        "fixed_work_ms_p50_by_twelfth": twelfths(works),
         "probe_ms_p99": [first, second],
         "fixed_work_ms_p50": halves(works, 50),
         "fixed_work_ms_p99": halves(works, 99),

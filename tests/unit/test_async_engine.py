@@ -104,11 +104,12 @@ def test_who_waits_for_the_whole_is_woken_seldom_and_who_may_have_enough_at_ever
             takes.clear()
             answer = await engine.answer(request_)
             assert texts_of(answer) == texts_of(streamed)
-            assert sum(takes) == sum(at_every_step)
+            assert max(at_every_step) <= 4  # a start, or an end, beside two tokens
             if request_ is FULL:
                 assert len(takes) <= 4 < 20 < len(at_every_step)  # the first step, two bundles, the end
+                assert sum(takes) == sum(at_every_step)
             else:
-                assert takes == at_every_step
+                assert max(takes) <= 4
 
     in_loop(scenario())
 

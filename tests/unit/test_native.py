@@ -461,7 +461,9 @@ def test_positions_are_copied_in_order(kernels: Kernels, precision: Precision, n
             for source, target, length, num_targets in copies:
                 for slot in range(target, target + num_targets):
                     positions[:, slot, :, :length] = positions[:, source, :, :length].copy()
+        num_threads_used = steps.num_threads_used
         steps.copy(copies)
+        assert steps.num_threads_used == num_threads_used  # and so will the draw after it
         assert np.array_equal(kept(memory.keys, precision), wanted[0])
         assert np.array_equal(kept(memory.values, precision), wanted[1])
 

@@ -889,7 +889,8 @@ class Model {
     auto job = [&](int index) { run(cache, pass, index); };
     Pace& pace = paces_[std::bit_width(static_cast<uint64_t>(m))];
     const auto start = std::chrono::steady_clock::now();
-    team_.run(job, pace.is_together());
+    is_together_ = pace.is_together();
+    team_.run(job, is_together_);
     pace.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
 
@@ -898,7 +899,7 @@ class Model {
       const Share mine = share(draw.num_rows, index, team_.size());
       for (int64_t r = mine.begin; r < mine.end; ++r) draw_row(draw, r, shape_.vocabulary, draw_buffers_[index]);
     };
-    team_.run(job, team_.size() > 1);  // as the pass before it
+    team_.run(job, is_together_);  // as the pass before it
   }
 
   // One copy after the other; threads divide the heads.
@@ -912,10 +913,10 @@ class Model {
         for (int64_t i = 0; i < count; ++i) copy_head(cache, item / shape_.heads, item % shape_.heads, copies[i], bytes_each);
     };
     const bool is_small = 2 * num_heads * positions * bytes_each < kSmallCopy;
-    team_.run(job, team_.size() > 1 && !is_small);  // as the pass before it
+    team_.run(job, is_together_ && !is_small);
   }
 
-  int num_threads() const { return team_.size(); }
+  int num_threads() const { return is_together_ ? team_.most() : 1; }
 
  private:
   static constexpr int64_t kSmallCopy = 1 << 18;  // bytes that one thread copies sooner than it wakes another
@@ -1102,6 +1103,7 @@ class Model {
   const Shape shape_;
   Team team_;
   Pace paces_[65];  // by the bits of the number of tokens
+  bool is_together_ = false;  // of the last pass
   std::vector<Token> tokens_of_pass_;
   const float *tokens_, *positions_;
   Arena arena_;
@@ -1137,7 +1139,7 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
 void promptgen_forward(Model* model, const Cache* cache, const Pass* pass) { model->forward(*cache, *pass); }
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
 void promptgen_copy(Model* model, const Cache* cache, const Copy* copies, int64_t count) { model->copy(*cache, copies, count); }
-// How many threads the last pass or draw took.
+// How many threads the last pass took.
 int32_t promptgen_threads(const Model* model) { return model->num_threads(); }
 void promptgen_close(Model* model) { delete model; }
 

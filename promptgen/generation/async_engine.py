@@ -374,7 +374,7 @@ class AsyncEngine:
         streams = self._enter(requests, first_token_timeout_s)
         try:
             for index, stream in enumerate(streams):
-                stream.is_patient = not (stream.request.stop or stream.request.until != "document")
+                stream.is_patient = not stream.request.stop and stream.request.until == "document"
                 try:
                     await self._prepare(stream)
                 except InvalidRequest as fault:

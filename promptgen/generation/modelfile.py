@@ -29,8 +29,8 @@ _SAMPLING_LIMITS: tuple[tuple[str, Any, float], ...] = (
 _STORED: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": np.uint16,
-}  # a bfloat16: a float's upper half
+    "BF16": np.uint16,  # a float's upper half
+}
 
 Weights = Mapping[str, NDArray[np.float32]]
 

@@ -10,6 +10,7 @@ from promptgen.config import GenerateSettings
 from promptgen.errors import RequestError, UsageError
 from promptgen.generation.local import Generator
 from promptgen.generation.request import Rank, Sampling, TextRequest, Until
+from promptgen.terminal import ask_line
 
 
 def text_request(settings: GenerateSettings, defaults: Sampling, prompt: str) -> TextRequest:
@@ -52,13 +53,10 @@ def show(generator: Generator, settings: GenerateSettings, prompt: str) -> None:
 
 def run(generator: Generator, settings: GenerateSettings) -> int:
     """Reads prompts until an empty line or the end of input. A prompt that cannot be answered is told why, and the next is read."""
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
+    if sys.stdin.isatty():
         print("Type the beginning of a prompt; an empty line leaves.", file=sys.stderr)
     while True:
-        if is_terminal:
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = ask_line()
         if not line.strip():
             return 0
         try:

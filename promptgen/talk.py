@@ -25,6 +25,7 @@ from promptgen.errors import RequestError
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.generation.dialogue import ASSISTANT, USER, Message
 from promptgen.generation.reply import MILD, Reply, ReplyOptions, reply
+from promptgen.terminal import ask_line
 
 NOTICE = (
     "This is a small language model, and no doctor: it gets things wrong. Ask a doctor before you act on what it says.\n"
@@ -70,7 +71,6 @@ class Talk:
 
 def run(settings: ChatSettings) -> int:
     """Reads questions until the input ends. One that cannot be answered is told why, and the next is read."""
-    is_terminal = sys.stdin.isatty()
     with contextlib.ExitStack() as stack:
         transcript = None
         if settings.transcript is not None:
@@ -81,17 +81,15 @@ def run(settings: ChatSettings) -> int:
         stack.callback(lambda: runner.run(engine.stop()))
         talk = Talk(engine, _options(settings), transcript)
         _tell(NOTICE)
-        if is_terminal:
+        if sys.stdin.isatty():
             _tell(_COMMANDS)
-        while (line := _next_line(is_terminal)) is not None:
+        while (line := _next_line()) is not None:
             _take(line, talk, runner)
     return 0
 
 
-def _next_line(is_terminal: bool) -> str | None:
-    if is_terminal:
-        print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
+def _next_line() -> str | None:
+    line = ask_line()
     return None if not line or line.strip() in ("/quit", "/exit") else line.strip()
 
 

@@ -23,7 +23,9 @@ def ask_in_child(deaf: bool) -> tuple[int, int]:
             if deaf
             else ""
         )
-        code += "try:\n    line = ask_line()\nexcept KeyboardInterrupt:\n    sys.exit(130)\nsys.exit(0 if line else 4)\n"
+        code += (
+            "try:\n    line = ask_line()\nexcept KeyboardInterrupt:\n    sys.exit(130)\nsys.exit(0 if line else 4)\n"
+        )
         os.execv(sys.executable, [sys.executable, "-c", code])
     seen = b""
     while b"> " not in seen:

@@ -157,9 +157,9 @@ def _openvino(precision: str, formats: Iterable[str], groups: Iterable[str]) -> 
 
 
 ENGINES: dict[str, Engine] = {
-    "ours int8": _ours("int8", "c++"),
-    "ours bfloat16": _ours("bfloat16", "c++"),
-    "ours float32": _ours("float32", "c++"),
+    "ours int8": _ours("int8", "auto"),
+    "ours bfloat16": _ours("bfloat16", "auto"),
+    "ours float32": _ours("float32", "auto"),
     "ours int8, no compiler": _ours("int8", ""),
     "ours float32, no compiler": _ours("float32", ""),
     "transformers float32": Engine(

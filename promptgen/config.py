@@ -56,7 +56,9 @@ class EngineOptions:
     device: str = option("cpu", "cpu, or cuda with a torch that is built for it")
     precision: str = option("auto", "float32, bfloat16, int8, or auto: the fastest that keeps the model's quality")
     step_timeout_s: float = option(60.0, "a step that takes longer hangs: the process ends with 70; 0 is never", ge=0)
-    compiler: str = option("c++", "C++ compiler for the fast step; empty for none")
+    compiler: str = option(
+        "auto", "C++ compiler for the fast step; auto: c++, else that of the package ziglang; empty for none"
+    )
     cache: Path = option(DEFAULT_CACHE, "folder for what is compiled and measured once for this machine")
 
 

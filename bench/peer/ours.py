@@ -17,7 +17,7 @@ from promptgen.config import EngineSettings
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--precision", default="int8")
-    options.add_argument("--compiler", default="c++")
+    options.add_argument("--compiler", default="auto")
     options.add_argument("--cache", type=Path, required=True, help="folder of compiled kernels")
     args = options.parse_args()
     task = task_of(args)

@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import random
+import shutil
 import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,37 @@ def test_a_compiler_that_is_missing_fails_or_is_killed_is_told(tmp_path: Path, n
     with pytest.raises(KernelsUnavailable, match=told):
         compile_library(tmp_path / "cache", program)
     assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
+
+
+def test_a_machine_without_a_compiler_takes_the_one_of_the_package_ziglang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = shutil.which("c++")
+    assert found is not None
+    assert compiler.compiler_command("auto") == [found]
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing is in it
+    monkeypatch.setattr(compiler, "find_spec", lambda _: None)
+    with pytest.raises(KernelsUnavailable, match="pip install ziglang"):
+        compile_library(tmp_path / "cache", "auto")
+    monkeypatch.setattr(compiler, "find_spec", lambda _: object())
+    package = tmp_path / "ziglang"  # stands for it: called the same way, it hands on to the compiler that there is
+    package.mkdir()
+    (package / "__main__.py").write_text(
+        "import os, sys\nassert sys.argv[1] == 'c++' and os.environ['ZIG_GLOBAL_CACHE_DIR'] == os.environ['ZIG_LOCAL_CACHE_DIR']\n"
+        f"os.environ['PATH'] = {os.environ['PATH'] + os.pathsep + os.path.dirname(found)!r}\n"
+        f"os.execv({found!r}, [{found!r}, '-O0', *(flag for flag in sys.argv[2:] if flag != '-O3')])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "float32" in Kernels(compile_library(tmp_path / "cache", "auto")).precisions
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="pip install ziglang")
+def test_the_compiler_of_the_package_ziglang_makes_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = Kernels(compile_library(tmp_path / "cache", "auto"))
+    monkeypatch.undo()
+    assert made.precisions == Kernels(compile_library(tmp_path / "other", "c++")).precisions
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Makes a shared library of kernels.cpp for this machine, once, and keeps it.
 
     library = find_library(folder)                  None when there is none for this source and machine, or it is damaged
-    library = compile_library(folder, "c++")        a few seconds; raises KernelsUnavailable
+    library = compile_library(folder, "auto")       a few seconds; raises KernelsUnavailable
 
-A library's name is a digest of source, flags and processor; a manifest beside it holds its own digest, written last, so a file that is
+A machine without a compiler may have one from the package index: ziglang is Clang with its libraries in a wheel, which needs a minute, as it
+first makes its own C++ library. Its kernels are as fast as GCC's. A library's name is a digest of source, flags and processor; a manifest beside it holds its own digest, written last, so a file that is
 cut, foreign or changed is never loaded.
 """
 
@@ -17,8 +18,10 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -47,28 +50,43 @@ def find_library(folder: Path) -> Path | None:
     return None
 
 
+def compiler_command(compiler: str) -> list[str]:
+    """How to call a compiler: a program of that name, or for "auto" c++, else that of the package ziglang.
+
+    Raises KernelsUnavailable if there is none.
+    """
+    program = shutil.which("c++" if compiler == "auto" else compiler)
+    if program is not None:
+        return [program]
+    if compiler != "auto":
+        raise KernelsUnavailable(f"there is no C++ compiler {compiler!r}")
+    if find_spec("ziglang") is None:
+        raise KernelsUnavailable("there is no C++ compiler; Debian's package g++ is one, or: pip install ziglang")
+    return [sys.executable, "-m", "ziglang", "c++"]
+
+
 def compile_library(folder: Path, compiler: str) -> Path:
     """Compiles and keeps the library. Raises KernelsUnavailable: no compiler, one that fails, a folder that cannot be written."""
-    program = shutil.which(compiler)
-    if program is None:
-        raise KernelsUnavailable(f"there is no C++ compiler {compiler!r}; Debian's package g++ has one")
+    command = compiler_command(compiler)
+    told = " ".join(command)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as place:
             made = Path(place) / "kernels.so"
-            # Low priority: the service answers meanwhile.
+            # Low priority: the service answers meanwhile. What ziglang keeps for another time would be hundreds of megabytes.
             done = subprocess.run(
-                [*_low_priority(), program, *FLAGS, str(SOURCE), "-o", str(made)],
+                [*_low_priority(), *command, *FLAGS, str(SOURCE), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT_S,
+                env=os.environ | {"ZIG_GLOBAL_CACHE_DIR": place, "ZIG_LOCAL_CACHE_DIR": place},
             )
             if done.returncode:
                 last = next((line for line in reversed(done.stderr.splitlines()) if "error" in line.lower()), "")
-                raise KernelsUnavailable(f"{program} ended with {done.returncode} {last.strip()}".strip())
+                raise KernelsUnavailable(f"{told} ended with {done.returncode} {last.strip()}".strip())
             if not made.exists():
-                raise KernelsUnavailable(f"{program} ended well and made nothing")
+                raise KernelsUnavailable(f"{told} ended well and made nothing")
             library = folder / f"{_name()}.so"
             manifest = Path(place) / "kernels.json"
             manifest.write_text(
@@ -78,7 +96,7 @@ def compile_library(folder: Path, compiler: str) -> Path:
             os.replace(manifest, library.with_suffix(".json"))
             return library
     except subprocess.TimeoutExpired as fault:
-        raise KernelsUnavailable(f"{program} took longer than {TIMEOUT_S} s") from fault
+        raise KernelsUnavailable(f"{told} took longer than {TIMEOUT_S} s") from fault
     except OSError as fault:
         raise KernelsUnavailable(f"{folder} cannot be used: {fault.strerror or fault}") from fault
 

@@ -405,18 +405,26 @@ struct Activations {
   }
 };
 
-// In each of 16 lanes: sum + the products of four unsigned and four signed bytes, or of two and two bfloats. As instructions and not as the intrinsic
-// functions, which GCC 12 surrounds with copies of the sums.
+// In each of 16 lanes: sum + the products of four unsigned and four signed bytes, or of two and two bfloats. GCC 12 surrounds the intrinsic functions
+// with copies of the sums, Clang does not unroll loops over instructions that it cannot read: each gets what it keeps in registers.
 #if defined(__AVX512VNNI__)
 IntVec add_products(IntVec sum, IntVec unsigned_bytes, IntVec signed_bytes) {
+#if defined(__clang__)
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+#else
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
   return sum;
+#endif
 }
 #endif
 #if defined(__AVX512BF16__)
 Vec add_products(Vec sum, IntVec pairs, IntVec other_pairs) {
+#if defined(__clang__)
+  return _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)other_pairs);
+#else
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pairs), "v"(other_pairs));
   return sum;
+#endif
 }
 #endif
 

@@ -1,4 +1,4 @@
-"""promptgen itself: `python -m bench.peer.ours --model FOLDER --precision int8 --compiler c++ --cache FOLDER`.
+"""promptgen itself: `python -m bench.peer.ours --model FOLDER --precision int8 --compiler auto --cache FOLDER`.
 
 Text to text, as callers use it: tokenizing, detokenizing and the random draws are in the time. Each answer has a salt of its own, so no prompt
 is found in the cache. With a compiler, timing begins when the compiled step has been taken up.

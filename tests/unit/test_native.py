@@ -194,7 +194,7 @@ def test_a_library_that_was_compiled_is_found_again(
     stale.mkdir()
     fresh.mkdir()
     os.utime(stale, (0, 0))
-    made = compile_library(tmp_path, "c++")
+    made = compile_library(tmp_path, "auto")
     assert find_library(tmp_path) == made
     assert Kernels(made).precisions[0] == "float32"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["making-new"]
@@ -217,6 +217,7 @@ def test_a_compiler_that_is_missing_fails_or_is_killed_is_told(tmp_path: Path, n
     assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="what stands for ziglang here hands on to c++")
 def test_a_machine_without_a_compiler_takes_the_one_of_the_package_ziglang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +226,7 @@ def test_a_machine_without_a_compiler_takes_the_one_of_the_package_ziglang(
     assert compiler.compiler_command("auto") == [found]
     monkeypatch.setenv("PATH", str(tmp_path))  # nothing is in it
     monkeypatch.setattr(compiler, "find_spec", lambda _: None)
-    with pytest.raises(KernelsUnavailable, match="pip install ziglang"):
+    with pytest.raises(KernelsUnavailable, match="pip install 'ziglang"):
         compile_library(tmp_path / "cache", "auto")
     monkeypatch.setattr(compiler, "find_spec", lambda _: object())
     package = tmp_path / "ziglang"  # stands for it: called the same way, it hands on to the compiler that there is
@@ -241,17 +242,23 @@ def test_a_machine_without_a_compiler_takes_the_one_of_the_package_ziglang(
 
 
 @pytest.mark.skipif(find_spec("ziglang") is None, reason="pip install ziglang")
-def test_the_compiler_of_the_package_ziglang_makes_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_of_the_package_ziglang_makes_kernels_that_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Kernels
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     made = Kernels(compile_library(tmp_path / "cache", "auto"))
-    monkeypatch.undo()
-    assert made.precisions == Kernels(compile_library(tmp_path / "other", "c++")).precisions
+    assert made.precisions == kernels.precisions
+    for precision in made.precisions:
+        memory, exact = new_memory(SHAPES["heads of 64"]), new_memory(SHAPES["heads of 64"])
+        given = walk(steps_of(made, memory, precision), memory)
+        wanted = walk(EagerGpt2(exact, random_weights(exact.shape, scale=0.1)), exact)
+        assert np.abs(given - wanted).max() <= ALLOWED[precision] * np.abs(wanted).max()
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KernelsUnavailable, match="cannot be used"):
-        compile_library(tmp_path / "file" / "cache", "c++")
+        compile_library(tmp_path / "file" / "cache", "auto")
 
 
 @pytest.mark.parametrize("damage", ["cut", "rubbish", "foreign", "no manifest", "manifest is rubbish"])

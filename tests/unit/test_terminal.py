@@ -58,7 +58,7 @@ def test_a_signal_that_does_not_interrupt_the_wait_is_heard_all_the_same() -> No
     pid, screen = ask_in_child(deaf=True)
     time.sleep(0.2)
     os.kill(pid, signal.SIGINT)
-    assert code_of(pid, 20) == 130
+    assert code_of(pid, 5) == 130
     os.close(screen)
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
-TIMEOUT_S = 180
+TIMEOUT_S = 600  # ziglang takes a minute alone, some beside a busy service
+ZIGLANG = "ziglang >= 0.17.1, < 0.18"  # as in setup.cfg
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +62,9 @@ def compiler_command(compiler: str) -> list[str]:
     if compiler != "auto":
         raise KernelsUnavailable(f"there is no C++ compiler {compiler!r}")
     if find_spec("ziglang") is None:
-        raise KernelsUnavailable("there is no C++ compiler; Debian's package g++ is one, or: pip install ziglang")
+        raise KernelsUnavailable(
+            f"there is no C++ compiler; Debian's package g++ is one, or: {sys.executable} -m pip install {ZIGLANG!r}"
+        )
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
@@ -72,7 +75,7 @@ def compile_library(folder: Path, compiler: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as place:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="making-", ignore_cleanup_errors=True) as place:
             made = Path(place) / "kernels.so"
             # Low priority: the service answers meanwhile. What ziglang keeps for another time would be hundreds of megabytes.
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The readable oracle: one sample after another, over transformers' own model and its `past_key_values`.
+"""The readable oracle: one sample after another, over transformers' own model and its cache of keys and values.
 
 Slow and obvious. The engine is tested against it, token for token: same model, same seed, same text.
 """
@@ -39,8 +39,8 @@ def fast_sample_sequence(
     past, fed = None, list(context)
     key = torch.tensor([sequence_key(seed, sample)])
     while len(generated) < length:
-        output = model(torch.tensor([fed]), past_key_values=past, use_cache=True)
-        past = output.past_key_values
+        output = model(torch.tensor([fed]), cache=past, use_cache=True)
+        past = output.cache
         logits = output.logits[0, -1].float()
         logits[list(banned_ids)] = float("-inf")
         logits = filter_logits(logits, [*context, *generated], temperature, top_k, top_p, repetition_penalty)

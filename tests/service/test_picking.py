@@ -19,8 +19,8 @@ LONG = {"context": PROMPT, "samples": 64, "maxlength": 200, "distinct": False, *
 
 def test_a_context_cut_in_mid_word_goes_on_with_that_word(server: Server) -> None:
     texts = server.generate(context="高血", samples=8, maxlength=6, seed=1)["result"]
-    assert all(text.startswith("高血") for text in texts)
-    assert sum(text.startswith("高血压") for text in texts) >= 4
+    assert {text[:3] for text in texts} <= {"高血压", "高血脂", "高血糖"}
+    assert sum(text.startswith("高血压") for text in texts) >= 2
     english = server.generate(context="How can I transl", samples=5, maxlength=6, seed=1)["result"]
     assert all(text.startswith("How can I translat") for text in english)
 

@@ -31,7 +31,7 @@ $(VENV)/.serve: setup.cfg pyproject.toml
 	touch $@
 
 # A few seconds of compiling and measuring now, so that the first start is fast at once. A machine without a compiler gets one into .venv
-# (ziglang, a wheel of 100 MB, and a minute instead); where that cannot be had either, torch does it all.
+# (ziglang, a wheel of 100 MB, and one to three minutes); where that cannot be had either, torch does it all.
 $(VENV)/.kernels: $(VENV)/.serve promptgen/generation/native/kernels.cpp
 	command -v c++ >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[compiler]' || true
 	$(BIN)/python -m promptgen.generation.upgrade

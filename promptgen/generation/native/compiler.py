@@ -3,7 +3,7 @@
     library = find_library(folder)                  None when there is none for this source and machine, or it is damaged
     library = compile_library(folder, "auto")       a few seconds; raises KernelsUnavailable
 
-A machine without a compiler may have one from the package index: ziglang is Clang with its libraries in a wheel, which needs a minute, as it
+A machine without a compiler may have one from the package index: ziglang is Clang with its libraries in a wheel, which needs minutes, as it
 first makes its own C++ library. Its kernels are as fast as GCC's. A library's name is a digest of source, flags and processor; a manifest beside it holds its own digest, written last, so a file that is
 cut, foreign or changed is never loaded.
 """

@@ -739,7 +739,7 @@ struct DrawBuffers {
 constexpr int32_t kChunk = 64;
 constexpr int kMaxCount = 127;  // of how often a token was drawn
 
-// values = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf), and the peak of each chunk.
+// values = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf).
 void allow(const float* logits, const float* bias, int32_t count, DrawBuffers& own) {
   const Vec none = broadcast(-std::numeric_limits<float>::infinity());
   float* values = own.values.data();
@@ -787,13 +787,38 @@ void select(int32_t count, int32_t k, DrawBuffers& own) {
 }
 
 double log_sum_exp(const float* values, int32_t count) {
-  float peak = -std::numeric_limits<float>::infinity();
-  for (int32_t i = 0; i < count; ++i) peak = std::max(peak, values[i]);
-  double total = 0;
+  Vec most = broadcast(-std::numeric_limits<float>::infinity());
   int32_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) total += sum(exponential(load(values + i) - peak));
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vec v = load(values + i);
+    most = v > most ? v : most;
+  }
+  float peak = largest(most);
+  for (; i < count; ++i) peak = std::max(peak, values[i]);
+  double total = 0;
+  for (i = 0; i + kChunk <= count; i += kChunk) {  // floats add up over a chunk only
+    Vec part = exponential(load(values + i) - peak);
+    for (int32_t j = kLanes; j < kChunk; j += kLanes) part += exponential(load(values + i + j) - peak);
+    total += sum(part);
+  }
   for (; i < count; ++i) total += std::exp(values[i] - peak);
   return peak + std::log(total);
+}
+
+// Takes the row's penalties off the tokens that it has seen; most of `seen` is zeros, eight of them looked at together.
+void penalize(const Row& row, const uint8_t* seen, int32_t count, float* values) {
+  auto one = [&](int32_t i) {
+    if (!seen[i] || !std::isfinite(values[i])) return;
+    values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
+    const int times = seen[i] & kMaxCount;
+    if (times) values[i] -= times * row.frequency + row.presence;
+  };
+  int32_t i = 0;
+  for (uint64_t eight; i + 8 <= count; i += 8) {
+    std::memcpy(&eight, seen + i, sizeof eight);
+    for (int32_t j = i; eight && j < i + 8; ++j) one(j);
+  }
+  for (; i < count; ++i) one(i);
 }
 
 // The token that is given for this row, and its log-probability among all tokens.
@@ -822,13 +847,7 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
       if (end_id >= 0) values[end_id] = -std::numeric_limits<float>::infinity();
   }
   const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
-  if (row.keeps_seen)
-    for (int32_t i = 0; i < vocabulary; ++i)
-      if (seen[i] && std::isfinite(values[i])) {
-        values[i] = values[i] > 0 ? values[i] / row.penalty : values[i] * row.penalty;
-        const int count = seen[i] & kMaxCount;
-        if (count) values[i] -= count * row.frequency + row.presence;
-      }
+  if (row.keeps_seen) penalize(row, seen, vocabulary, values);
   select(vocabulary, row.top_k, own);
   for (Scored& scored : own.best) scored.value /= row.temperature;
   size_t kept = own.best.size();

@@ -29,6 +29,8 @@ from promptgen.repl import text_request
 
 def run(generator: Generator, settings: GenerateSettings, source: Path, target: Path) -> int:
     """Answers every line of `source` into `target`. Raises FileFault for files that cannot be read or belong to another input."""
+    if target.exists() and target.samefile(source):
+        raise FileFault(target, "is the input; name another --output")
     contexts = _read_contexts(source)
     done = _repair(target, contexts)
     base_seed = secrets.randbits(53) if settings.seed is None else settings.seed
@@ -59,30 +61,38 @@ def _read_contexts(source: Path) -> list[str]:
 
 
 def _repair(target: Path, contexts: list[str]) -> int:
-    """The number of whole records in `target`, which is cut after the last of them."""
+    """The number of whole records in `target`, which is cut after the last of them. Raises FileFault for a file with anything else in it."""
     if not target.exists():
         return 0
     whole = num_records = 0
     with target.open("rb+") as file:
         for index, line in enumerate(file):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = json.loads(line)
-                fits = record["index"] == index and record["context"] == contexts[index]
-            except (ValueError, KeyError, TypeError, IndexError):
-                fits = False
-            if not fits:
+            is_whole = line.endswith(b"\n")
+            if index >= len(contexts) or not _is_record(line, is_whole, index, contexts[index]):
                 raise FileFault(
                     target,
                     f"line {index + 1} is not the record of line {index + 1} of the input; name another --output",
                 )
+            if not is_whole:
+                break
             whole += len(line)
             num_records += 1
         file.truncate(whole)
         file.flush()
         os.fsync(file.fileno())
     return num_records
+
+
+def _is_record(line: bytes, is_whole: bool, index: int, context: str) -> bool:
+    """Whether this is the record of a context, or the beginning of it."""
+    begin = json.dumps({"index": index, "context": context}, ensure_ascii=False)[:-1].encode()
+    if not is_whole:
+        return line.startswith(begin) or begin.startswith(line)
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.startswith(begin)
 
 
 def _records(

@@ -139,6 +139,9 @@ def test_other_encodings_and_line_ends_are_read(encoding: str, run: Run, tmp_pat
         '{"index": 1, "context": "高血压要注意", "result": []}\n',
         "[1, 2]\n",
         "a precious text\n",
+        "a precious text without an end",
+        '{"index": 0, "context": "another", "res',
+        '{"index": 0, "context": "高血压要注意", broken\n',
     ],
 )
 def test_the_output_of_another_input_is_refused_and_kept(foreign: str, run: Run, source: Path, tmp_path: Path) -> None:
@@ -147,6 +150,14 @@ def test_the_output_of_another_input_is_refused_and_kept(foreign: str, run: Run,
     with pytest.raises(FileFault, match="line 1 "):
         run(source, target)
     assert target.read_text(encoding="utf-8") == foreign
+
+
+def test_the_input_is_never_the_output(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text("高血压要注意", encoding="utf-8")
+    with pytest.raises(FileFault, match="is the input"):
+        run(source, tmp_path / "." / "prompts.txt")
+    assert source.read_text(encoding="utf-8") == "高血压要注意"
 
 
 def test_an_output_longer_than_its_input_is_refused(run: Run, source: Path, tmp_path: Path) -> None:

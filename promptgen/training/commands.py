@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptgen.errors import UsageError
-from promptgen.training.shape import MEANINGS, TrainConfig
+from promptgen.training.shape import BY_DATA, MEANINGS, TrainConfig
 
 _CORPUS_HELP = "files, folders or glob patterns: text, JSON or JSONL, gzipped or not; see docs/training.md"
 _SHAPE_FIELDS = ("layers", "width", "heads")  # given by --shape
@@ -77,7 +77,9 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--lr", dest="learning_rate", type=float, help=argparse.SUPPRESS)
     for name, default in TrainConfig.defaults().items():
         if name not in _SHAPE_FIELDS:
-            meaning = f"{MEANINGS[name]} (default {default})"
+            meaning = (
+                f"{MEANINGS[name]} (default {default}{', with --shape auto by the data' if name in BY_DATA else ''})"
+            )
             train.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=meaning)
     train.set_defaults(command=_train)
 
@@ -207,6 +209,8 @@ def _train_config(arguments: argparse.Namespace) -> TrainConfig:
     }
     if arguments.start_from is not None and arguments.shape != "auto":
         raise UsageError("--from keeps that model's shape; leave --shape out")
+    if arguments.start_from is not None and "window" in given:
+        raise UsageError("--from keeps that model's window; leave --window out")
     if arguments.shape != "auto":
         layers, width, heads = parse_shape(arguments.shape)
         fitting = {"row_length": min(TrainConfig().row_length, given.get("window", TrainConfig().window))}

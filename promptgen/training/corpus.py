@@ -27,6 +27,13 @@ from promptgen.training.records import SHAPES, Document
 __all__ = ["Document", "Dropped", "FileReport", "Kind", "detect_encoding", "find_files", "read_documents"]
 
 _SUFFIXES = tuple(suffix + packed for suffix in (".txt", ".json", ".jsonl") for packed in ("", ".gz"))
+_OF_A_MODEL = frozenset(
+    [
+        *("config.json", "eval.json", "generation_config.json", "metrics.jsonl", "vocab.json"),
+        *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
+    ]
+)
+_VOCABULARY_HEAD = 4096  # bytes
 
 
 class Kind(StrEnum):
@@ -75,12 +82,20 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    # promptgen expand and prepare write a meta.json beside their data, which is no corpus.
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.name.lower().endswith(_SUFFIXES) and path.name != "meta.json" and path.is_file()
+        if path.name.lower().endswith(_SUFFIXES) and path.is_file() and not _is_ours(path)
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is no corpus, but what `expand`, `vocab`, `prepare` or `train` wrote, or another model's folder holds."""
+    if path.name == "vocab.txt":
+        with path.open("rb") as file:
+            return b"[UNK]" in file.read(_VOCABULARY_HEAD).split()
+    is_of_a_model = any((path.parent / name).exists() for name in ("config.json", "merges.txt"))
+    return path.name == "meta.json" or (path.name in _OF_A_MODEL and is_of_a_model)
 
 
 def read_documents(

@@ -350,6 +350,7 @@ def _check(root: Path, only: str | None) -> int:
 
 
 def _show(source: Field, num_lines: int, seed: int) -> int:
+    num_lines = max(0, num_lines)
     for kind in ("prompts", "dialogues"):
         lines = list(expand(source, kind, 4_000 if kind == "prompts" else 1_000, 10_000, seed))
         print(
@@ -374,6 +375,11 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
         raise FileFault(
             root / "corpus.toml", f"cannot be read, it says how many lines each field gives: {fault}"
         ) from fault
+    for kind in ("prompts", "dialogues"):
+        if not isinstance(targets.get(kind, {}).get("default"), int):
+            raise FileFault(
+                root / "corpus.toml", f"has no [{kind}] with a default: the lines of a field that is not named"
+            )
     out.mkdir(parents=True, exist_ok=True)
     most = targets.get("entities", {})
     fields = [
@@ -387,7 +393,8 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
     }
     for kind, end in (("prompts", "\n"), ("dialogues", "\n\n")):
         goal = targets[kind]
-        max_per_pattern = int(MAX_PATTERN_SHARE * 0.5 * sum(goal.get(f.name, goal["default"]) for f in fields))
+        total = sum(goal.get(f.name, goal["default"]) for f in fields)
+        max_per_pattern = max(1, int(MAX_PATTERN_SHARE * 0.5 * total))
         parts: dict[bool, dict[tuple[str, ...], None]] = {False: {}, True: {}}
         for source in fields:
             for held_out, texts in expand(source, kind, goal.get(source.name, goal["default"]), max_per_pattern, seed):

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from promptgen.errors import FileFault, UsageError
-from promptgen.training.checkpoint import locked
+from promptgen.training.checkpoint import locked, newest
 from promptgen.training.choices import choose, valid_share_for
 from promptgen.training.corpus import find_files, read_documents
 from promptgen.training.lexicon import write_vocabulary
 from promptgen.training.prepare import prepare
 from promptgen.training.processes import Processes
+from promptgen.training.run import check_unfinished
 from promptgen.training.shape import TrainConfig
 from promptgen.training.train import train
 from promptgen.training.validate import TYPING_PROMPTS
@@ -45,6 +46,8 @@ def fit(
     """
     if Processes().count > 1:
         raise UsageError("fit runs in one process; run vocab and prepare, then torchrun -m promptgen train")
+    if resume and newest(out)[0] is None:
+        check_unfinished(out)  # before its data are written over
     data = out / "data"
     files = _files_outside(sources, out)
     share = valid_share_for(_count_distinct(files))

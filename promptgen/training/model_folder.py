@@ -111,7 +111,7 @@ def check_config(config: TrainConfig, model: GPT2LMHeadModel, source: Path) -> N
 
 
 def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
-    """Writes config.json, generation_config.json unless there is one, the vocabulary's files and last, in one move, model.safetensors (float16, the tied head left out)."""
+    """Writes config.json, generation_config.json (its sampling only if there is none), the vocabulary's files and last, in one move, model.safetensors (float16, the tied head left out)."""
     weights = {name: tensor.to(torch.float16) for name, tensor in weights_of(model).items()}
     if not all(torch.isfinite(w).all() for w in weights.values()):
         raise NumericalFailure("a weight is not finite in float16; nothing was saved; try a lower --learning-rate")
@@ -120,9 +120,9 @@ def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         put(out / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-        if not (out / "generation_config.json").exists():  # a person may have written another
-            ids = {f"{name}_token_id": getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-            put(out / "generation_config.json", (json.dumps(SAMPLING | ids, indent=2) + "\n").encode())
+        ids = {f"{name}_token_id": getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        sampling = _sampling_in(out / "generation_config.json")
+        put(out / "generation_config.json", (json.dumps(sampling | ids, indent=2) + "\n").encode())
         for file in vocabulary_files(data):
             put(out / file.name, file.read_bytes())
         save_file(weights, partial, metadata={"format": "pt"})
@@ -134,6 +134,15 @@ def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
         raise DiskFault(
             f"{out}: the model cannot be written: {fault}; make room and run the same command again"
         ) from fault
+
+
+def _sampling_in(path: Path) -> dict[str, Any]:
+    """What a generation_config.json says, for a person may have written it; SAMPLING where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return dict(SAMPLING)
+    return found if isinstance(found, dict) else dict(SAMPLING)
 
 
 def drop_model(folder: Path) -> None:

@@ -51,6 +51,14 @@ _VALIDATION_SHARE = 0.25  # of a budget, for validations, at most
 _TRIAL_S = 4.0  # of trial steps, to turn a budget into a number of steps
 
 
+def check_unfinished(out: Path) -> None:
+    """Raises UsageError for a folder that holds a model, which a new run would replace."""
+    if (out / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"{out} holds a model already; give another --out, or --resume never to train a new one in its place"
+        )
+
+
 class Run:
     """One training run in one folder: what it needs, and where it stands."""
 
@@ -61,10 +69,8 @@ class Run:
         self._found, faults = checkpoints.newest(out) if resume else (None, [])
         for fault in faults:
             print(f"passed over {fault}", file=sys.stderr)
-        if resume and self._found is None and (out / WEIGHTS_FILE).exists():
-            raise UsageError(
-                f"{out} holds a model already; give another --out, or --resume never to train a new one in its place"
-            )
+        if resume and self._found is None:
+            check_unfinished(out)
         if start_from is not None and start_from.resolve() == out.resolve():
             raise UsageError("--from and --out are the same folder; give another --out")
         check_out(out, data)

@@ -11,7 +11,7 @@ from promptgen.errors import UsageError
 MEANINGS = {
     "window": "tokens that the model can see",
     "dropout": "share of activations dropped while training",
-    "epochs": "passes over the data; with --shape auto by their size",
+    "epochs": "passes over the data",
     "steps": "length of the run in steps instead of epochs, 0 for none",
     "row_length": "tokens of a packed row",
     "rows_per_step": "rows in an optimizer step, over all processes",
@@ -29,6 +29,7 @@ MEANINGS = {
     "patience": "validations without a better loss that end the run, 0 for never",
     "seed": "of weights, order, positions and dropout",
 }
+BY_DATA = ("window", "dropout", "epochs", "row_length", "rows_per_step", "rows_at_once", "patience")  # see choices.py
 _CHOICES = {"optimizer": ("muon", "adamw"), "schedule": ("linear", "cosine")}
 
 

@@ -256,6 +256,11 @@ def test_fit_makes_a_model_that_answers_from_sixty_lines(kind: str, corpus: Path
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.count("失眠") >= 2
     assert "\ufffd" not in answer.stdout
+    data = {path: path.read_bytes() for path in (tmp_path / "mine" / "data").rglob("*") if path.is_file()}
+    (tmp_path / "other.txt").write_text("春天来了\n" * 3, encoding="utf-8")
+    again = promptgen("fit", tmp_path / "other.txt", "--out", tmp_path / "mine")
+    assert (again.returncode, "holds a model already" in again.stderr) == (2, True)
+    assert all(path.read_bytes() == content for path, content in data.items())
 
 
 def test_fit_trains_on_a_single_line_and_says_that_nothing_is_measured(tmp_path: Path) -> None:

@@ -294,6 +294,13 @@ def test_folders_globs_and_files_are_found_in_order(tmp_path: Path) -> None:
     assert find_files([str(tmp_path / "**" / "*.txt*")]) == [a, c]
     assert find_files([str(tmp_path / "d*")]) == [c, d]
     assert find_files([other, str(b), tmp_path, str(b)]) == [other, b, a, c, d]
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "eval.json", "metrics.jsonl", "tokenizer.json"):
+        write(tmp_path / "model" / name, '{"text": "not of the corpus"}')
+    write(tmp_path / "model" / "vocab.txt", "[SEP]\n[CLS]\n[MASK]\n[PAD]\n[UNK]\n，\n")
+    assert find_files([tmp_path]) == [a, b, c, d]
+    words, tokens = write(tmp_path / "deep" / "vocab.txt", TEXT), write(tmp_path / "deep" / "tokenizer.json", "[]")
+    assert find_files([tmp_path / "deep"]) == [c, d, tokens, words]  # these only have the names
 
 
 @pytest.mark.parametrize("source", ["none.txt", "*.csv", "empty"])

@@ -261,6 +261,21 @@ def test_the_command_checks_shows_and_writes(tmp_path: Path, capsys: pytest.Capt
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
 
 
+def test_few_lines_are_written_too(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "data", TABLE + "".join(map(entity, range(3))))
+    (root / "corpus.toml").write_text("[prompts]\ndefault = 60\n[dialogues]\ndefault = 0\n", encoding="utf-8")
+    totals = expand.write_corpus(root, tmp_path / "out")["totals"]
+    assert totals["prompts.train"]
+
+
+@pytest.mark.parametrize("told", ["[prompts]\ndefault = 60\n", "[prompts]\ncooking = 5\n[dialogues]\ndefault = 1\n"])
+def test_a_corpus_toml_that_leaves_a_number_open_is_refused(tmp_path: Path, told: str) -> None:
+    root = write_root(tmp_path / "data", TABLE + entity(1))
+    (root / "corpus.toml").write_text(told, encoding="utf-8")
+    with pytest.raises(FileFault, match=r"has no \[(prompts|dialogues)\] with a default"):
+        expand.write_corpus(root, tmp_path / "out")
+
+
 def test_the_command_exits_with_3_for_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_root(tmp_path / "data", 'prompts = ["{name}的的。"]\n' + entity(1))
     assert expand.main([str(root), "--check", "--field", "cooking"]) == 3

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from typing import get_args
 
 import numpy as np
 
-from promptgen.config import EngineSettings, read_settings
-from promptgen.errors import UsageError
+from promptgen.config import EngineSettings, ServeSettings, read_settings
+from promptgen.errors import PromptgenError, UsageError
 from promptgen.generation.calibrate import Choice, choose, load_choice, save_choice
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Weights, read_shape, read_weights
@@ -68,7 +69,7 @@ class Upgrade:
         try:
             if (library := find_library(self._cache())) is None:
                 return None
-            kernels = Kernels(library)
+            kernels = Kernels.of(library)
             choice = load_choice(self._choice_file(library))
             if (
                 choice is None
@@ -99,7 +100,7 @@ class Upgrade:
     def make(self) -> Steps:
         """Compiles, measures and keeps both. Raises KernelsUnavailable."""
         library = find_library(self._cache()) or compile_library(self._cache(), self.settings.compiler)
-        kernels = Kernels(library)
+        kernels = Kernels.of(library)
 
         def make(memory: Memory, precision: Precision, num_threads: int) -> Steps:
             return NativeGpt2(kernels, memory, self.weights, precision, num_threads)
@@ -161,17 +162,20 @@ class Upgrade:
 
 
 def main() -> None:
-    """Prepares for the settings that PROMPTGEN_* variables give; says in a line if it cannot."""
-    settings = read_settings(EngineSettings, {}, os.environ)
-    shape = read_shape(settings.model)
-    memory = Memory(shape, max_rows=1, num_prompt_slots=1, banned_ids=[], end_id=0)
-    begin_id = load_tokenizer(settings.model).begin_id
-    upgrade = Upgrade(settings, memory, read_weights(settings.model, shape), begin_id)
+    """Prepares for the settings that PROMPTGEN_* variables give, of several models for the first; says in a line if it cannot."""
     try:
+        settings, *_ = read_settings(ServeSettings, {}, os.environ).engines().values()
+        shape = read_shape(settings.model)
+        memory = Memory(shape, max_rows=1, num_prompt_slots=1, banned_ids=[], end_id=0)
+        begin_id = load_tokenizer(settings.model).begin_id
+        upgrade = Upgrade(settings, memory, read_weights(settings.model, shape), begin_id)
         if upgrade.is_wanted and upgrade.ready() is None:
             print(f"the model's step: {upgrade.make().description}")
     except KernelsUnavailable as fault:
         print(f"the fast step is not compiled, torch is used: {fault}")
+    except PromptgenError as fault:
+        print(f"promptgen: {fault}", file=sys.stderr)
+        sys.exit(fault.exit_code)
 
 
 if __name__ == "__main__":

@@ -336,6 +336,19 @@ sys.exit(", ".join({{"torch", "transformers"}} & set(sys.modules)) or 0)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_same_library_is_loaded_once(tmp_path: Path, kernels: Kernels) -> None:
+    library = compile_library(tmp_path, "auto")
+    other = tmp_path / "other" / library.name
+    other.parent.mkdir()
+    shutil.copy(library, other)
+    first = Kernels.of(library)
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    assert all(Kernels.of(path) is first for path in (library, other) * 3)
+    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    with pytest.raises(KernelsUnavailable, match="cannot be read"):
+        Kernels.of(tmp_path / "none.so")
+
+
 @pytest.mark.parametrize("choice", [Choice("int8", 999, {}, {}), Choice("bfloat16", 1, {}, {})])
 def test_a_kept_choice_of_another_machine_is_not_taken(tmp_path: Path, kernels: Kernels, choice: Choice) -> None:
     library = _copy_of_library(tmp_path)

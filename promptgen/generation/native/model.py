@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
@@ -81,10 +82,24 @@ class Kernels:
         bits = self._library.promptgen_precisions()
         self.precisions = tuple(name for name, code in _CODES.items() if bits >> code & 1)
 
+    @classmethod
+    def of(cls, library: Path) -> Kernels:
+        """The same for the same bytes: what was loaded stays for the life of the process. Raises KernelsUnavailable."""
+        try:
+            digest = hashlib.sha256(library.read_bytes()).hexdigest()
+        except OSError as fault:
+            raise KernelsUnavailable(f"{library} cannot be read: {fault.strerror}") from fault
+        if digest not in _loaded:
+            _loaded[digest] = cls(library)
+        return _loaded[digest]
+
     @staticmethod
     def fits(shape: Gpt2Shape) -> bool:
         """Whether the widths are whole vectors, as the kernels need."""
         return not any(size % _VECTOR for size in (shape.width, shape.inner, shape.head_dim))
+
+
+_loaded: dict[str, Kernels] = {}
 
 
 def _private_copy(library: Path) -> str:

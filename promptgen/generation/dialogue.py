@@ -101,14 +101,19 @@ class Dialogue:
         return [*ids, self._tokenizer.separator_id]
 
     def _fit_template(self, talk: _Talk, room: int) -> Fitted:
-        turns = talk.turns[-_MAX_TEMPLATE_TURNS:]
-        while True:
+        fewest, most = 0, min(len(talk.turns), _MAX_TEMPLATE_TURNS)
+        while True:  # the most turns that fit
+            num_turns = (fewest + most + 1) // 2
+            turns = talk.turns[len(talk.turns) - num_turns :]
             ids = self._rendered(_Talk(talk.system, turns, talk.question))
-            if len(ids) + room <= self._window:
-                return Fitted(ids, len(turns))
-            if not turns:
-                raise QuestionTooLong(len(ids), room, self._window)
-            turns = turns[1:]
+            if len(ids) + room > self._window:
+                if not num_turns:
+                    raise QuestionTooLong(len(ids), room, self._window)
+                most = num_turns - 1
+            elif num_turns == most:
+                return Fitted(ids, num_turns)
+            else:
+                fewest = num_turns
 
     def _rendered(self, talk: _Talk) -> tuple[int, ...]:
         assert self._template is not None
@@ -123,7 +128,7 @@ class Dialogue:
         while True:
             shorter = text
             for token in self._tokenizer.special_tokens:
-                shorter = shorter.replace(token, "")
+                shorter = shorter.replace(token, " ")  # which keeps what stood around it from becoming another one
             if shorter == text:
                 return text
             text = shorter

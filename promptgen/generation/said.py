@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 _ENDS = "。！？!?…\n"
+_WORD = re.compile(r"\w")
 _SENTENCE_END = re.compile(rf"(?<=[{_ENDS}])|(?<=\.)(?=\s)")
 
 
@@ -15,7 +16,8 @@ def sentences(text: str) -> list[str]:
 
 
 def _plain(sentence: str) -> str:
-    return re.sub(r"^\W+|\W+$", "", sentence).casefold()
+    first, last = _WORD.search(sentence), _WORD.search(sentence[::-1])
+    return sentence[first.start() : len(sentence) - last.start()].casefold() if first and last else ""
 
 
 class Said:

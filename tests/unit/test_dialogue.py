@@ -147,7 +147,8 @@ def test_a_template_says_what_is_read_and_what_ends_an_answer() -> None:
     dialogue = Dialogue(TOKENIZER, 64, template)
     messages = [Message("system", "少"), *talk("高[[SEP]SEP]", "盐", "血")]
     unknown = "[UNK]"
-    expected = f"[CLS] {unknown} ， 少 [SEP] [CLS] {unknown} ， 高 [SEP] [CLS] {unknown} ， 盐 [SEP] [CLS] {unknown} ， 血 [SEP]"
+    rest = " ".join([unknown] * 5)  # of [[SEP]SEP]: "[ SEP]", which is no separator
+    expected = f"[CLS] {unknown} ， 少 [SEP] [CLS] {unknown} ， 高 {rest} [SEP] [CLS] {unknown} ， 盐 [SEP] [CLS] {unknown} ， 血 [SEP]"
     assert tokens(dialogue.prompt(messages, 9)) == expected
     assert dialogue.end_ids == (IDS["[SEP]"], 7)
 

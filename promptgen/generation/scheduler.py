@@ -306,7 +306,7 @@ class Scheduler:
         """Whether the candidate is done with its row."""
         if sequence.drawn is not None:
             if token_id in sequence.end_ids:
-                sequence.drawn.end_logprob = logprob
+                sequence.drawn.end_logprob, sequence.drawn.end_id = logprob, token_id
             else:
                 sequence.drawn.token_ids.append(token_id)
                 sequence.drawn.logprobs.append(logprob)
@@ -351,7 +351,8 @@ class Scheduler:
             self._take(sequence, token_id, logprob, events)
         self.num_recalled += len(following)
         if sequence.num_left and known.end_logprob is not None:
-            events.append(FinishEvent(sequence.request_id, sequence.sample, "stop", known.end_logprob))
+            end = FinishEvent(sequence.request_id, sequence.sample, "stop", known.end_logprob, known.end_id)
+            events.append(end)
         elif sequence.num_left:
             self._resuming.append(replace(sequence))
         sequence.drawn = None  # what this row holds is no more than what is kept

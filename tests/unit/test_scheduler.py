@@ -6,14 +6,17 @@ a slot holding anything but exactly its prompt would be seen at once, whatever w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from promptgen.errors import Overloaded
-from promptgen.generation.request import Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent
-from promptgen.generation.scheduler import MAX_PASS, MAX_READ, MIN_READ, TURN, Plan, Scheduler
+from promptgen.generation.request import Branch, Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent
+from promptgen.generation.scheduler import MAX_PASS, MAX_READ, MIN_READ, TURN, Pick, Plan, Scheduler
 from tests.amount import cases
 
 END = 99
@@ -358,3 +361,21 @@ def test_a_hold_lets_what_was_started_end_and_starts_nothing() -> None:
     assert scheduler.has_work
     scheduler.is_held = False
     assert step(scheduler)[0].started == (1,)
+
+
+def test_a_recalled_end_says_which_token_it_was() -> None:
+    scheduler, stop = new_scheduler(), 9
+    asked = replace(request(1, 5), branches=(Branch((), np.arange(20)),), remember=True, end_ids=(stop,))
+    ends = []
+    for request_id in range(2):
+        scheduler.add(request_id, asked)
+        for token_ids in ([], [WORD + 1], [stop]):
+            plan = scheduler.schedule()
+            if plan is None:
+                break
+            picks = [Pick(0, WORD, -0.5)] * plan.num_picked
+            drawn = token_ids if plan.num_continuing else []
+            events = scheduler.update(plan, drawn, [-1.0] * len(drawn), picks)
+            ends += [event for event in events if isinstance(event, FinishEvent)]
+    assert [(end.reason, end.token_id, end.logprob) for end in ends] == [("stop", stop, -1.0)] * 2
+    assert scheduler.num_recalled == 1

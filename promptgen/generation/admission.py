@@ -29,10 +29,10 @@ class Admission:
     _busy_s: float = 0.0
     _last: float = 0.0
 
-    def enter(self, num_requests: int, num_tokens: int) -> None:
-        """Raises Overloaded. Who finds nobody there is always let in: there is no better moment."""
+    def enter(self, num_requests: int, num_tokens: int, *, is_promised: bool = False) -> None:
+        """Raises Overloaded, unless this was promised before. Who finds nobody there is always let in: there is no better moment."""
         is_full = self.num_requests + num_requests > self.max_requests or self.num_tokens + num_tokens > self.max_tokens
-        if self.num_requests and is_full:
+        if self.num_requests and is_full and not is_promised:
             self.num_refused += 1
             raise Overloaded(
                 f"{self.num_requests} requests are being answered already", retry_after_s=self.retry_after_s

@@ -73,7 +73,8 @@ class _Timing:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """An accepted request. `worker` is the thread it runs in; None in the inbox says that this one died before the request had begun."""
+    """An accepted request. `worker` is the thread it runs in, if it has one; None in the inbox says that this one died, before the request had
+    begun, and after it was given to it (`is_ordered`)."""
 
     request_id: int
     request: TextRequest
@@ -84,6 +85,7 @@ class _Stream:
     worker: Worker | None = None
     candidates: CandidateSet | None = None
     info: ModelInfo | None = None
+    is_ordered: bool = False
     has_begun: bool = False
     was_moved: bool = False
     inbox: asyncio.Queue[list[Event] | None] = field(default_factory=asyncio.Queue)
@@ -113,6 +115,23 @@ class _Known:
     dialogue: Dialogue
 
 
+@dataclass(slots=True, eq=False)
+class Visit:
+    """Requests of one caller that belong together: when the first is accepted the others are as well, though the queue be full or the service
+    draining by then. A drain waits until the visit is over. A context manager; `AsyncEngine.visit` makes them."""
+
+    _engine: AsyncEngine
+    is_accepted: bool = False
+
+    def __enter__(self) -> Visit:
+        self._engine._visits.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine._visits.discard(self)
+        self._engine._note_idle()
+
+
 @dataclass(slots=True)
 class AsyncEngine:
     """One model behind an event loop. `start`, then `stream` or `answer` from any task, then `stop`."""
@@ -122,7 +141,6 @@ class AsyncEngine:
     name: str = ""  # of the model; without one its folder's
     state: State = "new"
     fault: PromptgenError | None = None
-    num_superseded: int = 0
     num_restarts: int = 0
     died: asyncio.Event = field(default_factory=asyncio.Event)
     is_hung: bool = False
@@ -133,6 +151,7 @@ class AsyncEngine:
     _opening: list[Worker] = field(default_factory=list)
     _retired: list[Worker] = field(default_factory=list)  # they end with their last request
     _streams: dict[int, _Stream] = field(default_factory=dict)
+    _visits: set[Visit] = field(default_factory=set)
     _sessions: dict[tuple[str, str], int] = field(default_factory=dict)  # the request that runs, by salt and session
     _ids: count[int] = field(default_factory=count)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -205,10 +224,18 @@ class AsyncEngine:
         if self.state not in ("new", "loading", "failed", "stopped"):
             self.state = "draining"
         self._idle.clear()
-        if self._streams:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
-        return not self._streams
+        self._note_idle()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        return self._is_idle
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._streams and not any(visit.is_accepted for visit in self._visits)
+
+    def _note_idle(self) -> None:
+        if self._is_idle:
+            self._idle.set()
 
     async def stop(self) -> None:
         """Ends the engine thread; requests that still run get EngineFailure."""
@@ -242,7 +269,7 @@ class AsyncEngine:
     async def sleep(self) -> bool:
         """The same for a model that nobody uses; the next request wakes it. Returns whether it sleeps."""
         async with self._exchange:
-            if self.state != "ready" or self._streams:
+            if self.state != "ready" or not self._is_idle:
                 return False
             self._take_out("asleep")
             return True
@@ -308,7 +335,8 @@ class AsyncEngine:
                 stream.fail(DIED)
             else:
                 stream.worker = None
-                stream.inbox.put_nowait(None)
+                if stream.is_ordered:
+                    stream.inbox.put_nowait(None)
         if worker is self._worker:
             self._worker = None
             if self.state == "ready":
@@ -361,17 +389,27 @@ class AsyncEngine:
 
     # -- requests ----------------------------------------------------------------------------------------------------------
 
-    async def answer(self, request: TextRequest, *, first_token_timeout_s: float | None = None) -> Answer:
+    def visit(self) -> Visit:
+        """For a caller who will ask several times: see Visit."""
+        return Visit(self)
+
+    async def answer(
+        self, request: TextRequest, *, first_token_timeout_s: float | None = None, visit: Visit | None = None
+    ) -> Answer:
         """The whole answer: the collected stream. Raises as `stream` does."""
-        (answer,) = await self.answer_all([request], first_token_timeout_s=first_token_timeout_s)
+        (answer,) = await self.answer_all([request], first_token_timeout_s=first_token_timeout_s, visit=visit)
         return answer
 
     async def answer_all(
-        self, requests: Sequence[TextRequest], *, first_token_timeout_s: float | None = None
+        self,
+        requests: Sequence[TextRequest],
+        *,
+        first_token_timeout_s: float | None = None,
+        visit: Visit | None = None,
     ) -> list[Answer]:
         """The answers to several requests, or none: they are accepted together, all are looked at before one is begun, and when one fails the
         others are given up. Raises as `stream` does."""
-        streams = self._enter(requests, first_token_timeout_s)
+        streams = self._enter(requests, first_token_timeout_s, visit)
         try:
             for index, stream in enumerate(streams):
                 stream.is_patient = not stream.request.stop and stream.request.until == "document"
@@ -386,14 +424,14 @@ class AsyncEngine:
                 self._leave(stream)
 
     async def stream(
-        self, request: TextRequest, *, first_token_timeout_s: float | None = None
+        self, request: TextRequest, *, first_token_timeout_s: float | None = None, visit: Visit | None = None
     ) -> AsyncGenerator[Delta, None]:
         """Pieces and finished candidates as they come, the Answer last. Closing the generator frees the rows before the next step.
 
         Raises Overloaded (not ready, or queue full), InvalidRequest, DeadlineExceeded (no token after `first_token_timeout_s`),
         EngineFailure, Superseded (a newer request of the same session came).
         """
-        (stream,) = self._enter([request], first_token_timeout_s)
+        (stream,) = self._enter([request], first_token_timeout_s, visit)
         try:
             await self._prepare(stream)
             async with contextlib.aclosing(self._follow(stream)) as deltas:
@@ -402,19 +440,20 @@ class AsyncEngine:
         finally:
             self._leave(stream)
 
-    async def embed(self, token_ids: tuple[int, ...]) -> NDArray[np.float32]:
+    async def embed(self, token_ids: tuple[int, ...], *, visit: Visit | None = None) -> NDArray[np.float32]:
         """The vector of a text given as ids, computed between two steps; one at a time, so that rows go on in between.
 
         Raises Overloaded, EngineFailure.
         """
-        async with self._embedding:
-            (stream,) = self._enter([TextRequest("", 1, len(token_ids))], None)
-            try:
+        (stream,) = self._enter([TextRequest("", 1, len(token_ids))], None, visit)
+        try:
+            async with self._embedding:
                 worker, found = stream.worker or await self._place(stream), list[NDArray[np.float32]]()
+                stream.is_ordered = True
                 worker.put(stream.request_id, partial(_embed, worker, stream.request_id, token_ids, found))
                 events = await stream.inbox.get()
-            finally:
-                self._leave(stream)
+        finally:
+            self._leave(stream)
         if events is None:
             raise Overloaded("the engine had to be started anew", retry_after_s=5)
         for event in events:
@@ -422,12 +461,15 @@ class AsyncEngine:
                 raise EngineFailure(event.message)
         return found[0]
 
-    def _enter(self, requests: Sequence[TextRequest], timeout_s: float | None) -> list[_Stream]:
+    def _enter(self, requests: Sequence[TextRequest], timeout_s: float | None, visit: Visit | None) -> list[_Stream]:
         """Accepts all of them or raises Overloaded."""
-        if self.state not in ("ready", "asleep"):
+        is_promised = visit is not None and visit.is_accepted
+        if self.state not in ("ready", "asleep", *(("draining", "restarting") if is_promised else ())):
             raise Overloaded(f"the service is {self.state}", retry_after_s=5)
         costs = [len(r.prompt) + (len(r.choices) or r.num_samples) * r.max_new_tokens for r in requests]
-        self.admission.enter(len(requests), sum(costs))
+        self.admission.enter(len(requests), sum(costs), is_promised=is_promised)
+        if visit is not None:
+            visit.is_accepted = True
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         streams = []
         for request, cost in zip(requests, costs, strict=True):
@@ -442,8 +484,7 @@ class AsyncEngine:
         self.admission.leave(stream.num_tokens)
         self._leave_session(stream)
         self.last_used = time.monotonic()
-        if not self._streams:
-            self._idle.set()
+        self._note_idle()
         worker, request_id = stream.worker, stream.request_id
         if worker is None:
             return
@@ -498,7 +539,11 @@ class AsyncEngine:
         candidates, timing = stream.candidates, stream.timing
         assert candidates is not None
         self._take_session(stream)
-        self._order(stream, candidates.requests)
+        if stream.worker is None:  # it died since the request was prepared
+            async with self._deadline(stream):
+                await self._move(stream)
+        else:
+            self._order(stream, candidates.requests)
         while not candidates.is_complete:
             events = await self._next_events(stream)
             for delta in self._take(events, stream, candidates):
@@ -554,6 +599,7 @@ class AsyncEngine:
 
     def _order(self, stream: _Stream, parts: Iterable[GenerationRequest]) -> None:
         for part in parts:
+            stream.is_ordered = True
             self._put(stream, partial(_add, stream.request_id, part))
 
     def _put(self, stream: _Stream, act: Callable[[Engine], None]) -> None:
@@ -572,7 +618,6 @@ class AsyncEngine:
         if older is not None:
             self._put(older, partial(_cancel, older.request_id))
             older.fail(SUPERSEDED)
-            self.num_superseded += 1
 
     def _leave_session(self, stream: _Stream) -> None:
         key = stream.request.salt, stream.request.session

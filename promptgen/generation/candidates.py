@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from promptgen.errors import InvalidRequest
+from promptgen.errors import ContextLengthExceeded, InvalidRequest
 from promptgen.generation.healing import Healed, Healer
 from promptgen.generation.redraw import MAX_NODES, Path, other_ways
 from promptgen.generation.request import (
@@ -202,11 +202,18 @@ class CandidateSet:
     def __init__(
         self, tokenizer: Tokenizer, text: TextRequest, healer: Healer | None = None, *, window: int | None = None
     ) -> None:
-        """Raises InvalidRequest for a word of `logit_bias` that the vocabulary does not have."""
+        """Raises InvalidRequest for a word of `logit_bias` that the vocabulary does not have, and for wishes that do not go together;
+        ContextLengthExceeded for choices after a context that is far too long."""
         self._tokenizer, self._text = tokenizer, text
         self._healer = healer or Healer(tokenizer)
         whole = text.prompt_ids or (tokenizer.begin_id, *tokenizer.encode(text.prompt))
         self.num_prompt_tokens = len(whole)
+        if text.choices and window is not None and len(whole) > 2 * window:  # before each choice is encoded with it
+            raise ContextLengthExceeded(len(whole), 1, window)
+        if text.distinct and text.sampling.counts_drawn:
+            raise InvalidRequest(
+                "distinct candidates are drawn without presence and frequency penalties; leave one out"
+            )
         self._num_unknown = whole.count(tokenizer.unknown_id)
         self._with_logprobs = (
             text.want_logprobs
@@ -231,7 +238,10 @@ class CandidateSet:
             bias=_bias(tokenizer, text),
             branches=healed.branches if healed else (),
             distinct_first=text.distinct_first,
-            remember=bool(text.session) and not text.min_new_tokens and text.num_top is None,
+            remember=bool(text.session)
+            and not text.min_new_tokens
+            and text.num_top is None
+            and not text.sampling.counts_drawn,
             forced_ids=text.forced_ids,
             end_ids=text.end_ids,
             num_top=text.num_top or 0,

@@ -105,7 +105,8 @@ class Engine:
 
     def offer(self, steps: Steps) -> None:
         """From any thread: another implementation over the same memory. It takes over before the next step; one of another precision
-        or cache type when what is running has ended, so that no answer is made with two, and what was computed for prompts is forgotten."""
+        or cache type when what is running has ended, so that no draw is made with two, and what was computed for prompts is forgotten. (Candidates that are drawn anew in the place
+        of equal ones are draws of their own.)"""
         self._offered = steps
 
     def step(self) -> list[Event]:

@@ -150,8 +150,15 @@ async def _as_drawn(
 async def _chosen(
     engine: AsyncEngine, asked: _Asked, options: ReplyOptions, timeout_s: float | None
 ) -> AsyncGenerator[str | Reply, None]:
-    drawn = await engine.answer(asked.request, first_token_timeout_s=timeout_s)
-    by_itself = await _likely_by_itself(engine, drawn, asked.request) if options.weight else None
+    empty_prompt = engine.dialogue.empty_prompt
+    with engine.visit() as visit:
+        drawn = await engine.answer(asked.request, first_token_timeout_s=timeout_s, visit=visit)
+        texts = tuple(dict.fromkeys(c.completion for c in drawn.candidates if c.completion.strip()))
+        by_itself: dict[str, float] = {}  # log p(answer) per token of each answer, after nothing that was asked
+        if options.weight and texts:
+            alone = replace(asked.request, choices=texts, prompt_ids=empty_prompt, end_ids=())
+            scored = await engine.answer(alone, first_token_timeout_s=timeout_s, visit=visit)
+            by_itself = {c.completion: c.score or 0.0 for c in scored.candidates}
     answers = rank(drawn.candidates, by_itself, options.weight, asked.earlier)
     for piece in _CLAUSE.findall(answers[0].text):
         if piece:
@@ -159,23 +166,14 @@ async def _chosen(
     yield Reply(answers, asked.num_turns, drawn)
 
 
-async def _likely_by_itself(engine: AsyncEngine, drawn: Answer, request: TextRequest) -> dict[str, float]:
-    """log p(answer) per token of each answer, after nothing that was asked."""
-    texts = tuple(dict.fromkeys(c.completion for c in drawn.candidates if c.completion.strip()))
-    if not texts:
-        return {}
-    scored = await engine.answer(replace(request, choices=texts, prompt_ids=engine.dialogue.empty_prompt, end_ids=()))
-    return {c.completion: c.score or 0.0 for c in scored.candidates}
-
-
 def rank(
-    candidates: Sequence[Candidate], by_itself: dict[str, float] | None, weight: float, earlier: Sequence[str] = ()
+    candidates: Sequence[Candidate], by_itself: dict[str, float], weight: float, earlier: Sequence[str] = ()
 ) -> tuple[RankedAnswer, ...]:
     """The answers without repeated sentences, best first, no two equal. There is one at least, though it may be empty."""
     ranked: list[tuple[tuple[bool, bool, bool, float], RankedAnswer]] = []
     for candidate in candidates:
         text, has_repeated = without_repetition(candidate.completion, earlier)
-        alone = max(LEAST_LIKELY, (by_itself or {}).get(candidate.completion, 0.0))
+        alone = max(LEAST_LIKELY, by_itself.get(candidate.completion, 0.0))
         score = (candidate.score or 0.0) - weight * alone
         answered = RankedAnswer(text, candidate.finish_reason, candidate.num_tokens, score)
         ranked.append(((not text.strip(), has_repeated, candidate.finish_reason == "length", -score), answered))

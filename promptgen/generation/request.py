@@ -39,7 +39,12 @@ class Sampling:
     @property
     def keeps_seen(self) -> bool:
         """Whether a draw depends on which tokens there are already."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return self.repetition_penalty != 1 or self.counts_drawn
+
+    @property
+    def counts_drawn(self) -> bool:
+        """Whether a draw depends on where drawing began."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
     def is_greedy(self) -> bool:

@@ -282,6 +282,47 @@ def test_an_engine_that_computes_nothing_any_more_is_started_anew(monkeypatch: p
     in_loop(scenario())
 
 
+def test_the_requests_of_a_visit_are_accepted_together_in_a_full_queue() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.002, max_queue=2) as engine:
+            with engine.visit() as visit:
+                first = await engine.answer(FULL, visit=visit)
+                others = [asyncio.create_task(engine.answer(FULL)) for _ in range(2)]
+                await until(lambda: engine.num_active == 2)
+                with pytest.raises(Overloaded):
+                    await engine.answer(FULL)
+                assert texts_of(await engine.answer(FULL, visit=visit)) == texts_of(first)
+                await asyncio.gather(*others)
+            others = [asyncio.create_task(engine.answer(FULL)) for _ in range(2)]
+            await until(lambda: engine.num_active == 2)
+            with engine.visit() as late, pytest.raises(Overloaded):  # nothing of it was accepted before
+                await engine.answer(FULL, visit=late)
+            await asyncio.gather(*others)
+            assert (engine.admission.num_requests, is_empty(engine)) == (0, True)
+
+    in_loop(scenario())
+
+
+def test_a_drain_waits_for_a_visit_to_end() -> None:
+    async def scenario() -> None:
+        async with running(pause_s=0.002) as engine:
+            idle = engine.visit()
+            with idle, engine.visit() as visit:  # of `idle` nothing was accepted: nobody waits for it
+                first = await engine.answer(FULL, visit=visit)
+                draining = asyncio.create_task(engine.drain(20))
+                await until(lambda: engine.state == "draining")
+                with pytest.raises(Overloaded, match="draining"):
+                    await engine.answer(FULL)
+                with pytest.raises(Overloaded, match="draining"):
+                    await engine.answer(FULL, visit=idle)
+                assert not draining.done()
+                assert texts_of(await engine.answer(FULL, visit=visit)) == texts_of(first)
+                assert not draining.done()
+            assert await draining
+
+    in_loop(scenario())
+
+
 def test_drain_refuses_new_requests_and_waits_for_the_running_ones() -> None:
     async def scenario() -> None:
         async with running(pause_s=0.005) as engine:

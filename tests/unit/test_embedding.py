@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from promptgen.config import EngineSettings
-from promptgen.errors import EngineFailure
+from promptgen.errors import EngineFailure, Overloaded
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.generation.embedding import Embedder
 from promptgen.generation.loader import OpenModel, open_model
@@ -59,6 +60,23 @@ def test_vectors_come_between_steps_and_disturb_nothing() -> None:
         assert not running.done()
         assert all((other == vector).all() for other in vectors)
         assert (await running).candidates == alone.candidates
+        assert engine.num_active == 0
+        await engine.stop()
+
+    in_loop(scenario())
+
+
+def test_those_who_wait_for_their_turn_count_as_waiting() -> None:
+    async def scenario() -> None:
+        engine = AsyncEngine(replace(SETTINGS, max_queue=3))
+        await engine.start()
+        async with engine._embedding:  # somebody's turn that does not end
+            waiting = [asyncio.ensure_future(engine.embed((2, 20, 30))) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert engine.num_active == 3
+            with pytest.raises(Overloaded):
+                await engine.embed((2, 20, 30))
+        await asyncio.gather(*waiting)
         assert engine.num_active == 0
         await engine.stop()
 

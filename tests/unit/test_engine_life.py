@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure, FileFault, Overloaded
 from promptgen.generation import async_engine
 from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.candidates import CandidateSet
 from promptgen.generation.loader import OpenModel
 from promptgen.generation.request import Answer, TextRequest
 from tests.unit.small_engine import FULL, in_loop, is_empty, loader, running, texts_of, the_engine, until
@@ -126,6 +128,33 @@ def test_a_restart_that_fails_is_tried_again_and_counts_as_a_death() -> None:
                 await engine.answer(FULL)
             await asyncio.wait_for(engine.died.wait(), 20)
             assert engine.state == "failed"
+
+    in_loop(scenario())
+
+
+def test_a_death_before_a_request_was_given_to_the_thread_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, go_on = threading.Event(), threading.Event()
+
+    def slow(model: OpenModel, request: TextRequest, candidates: Any = OpenModel.candidates) -> CandidateSet:
+        found: CandidateSet = candidates(model, request)
+        if request.session == "slow":
+            prepared.set()
+            assert go_on.wait(60)
+        return found
+
+    async def scenario() -> None:
+        async with running() as engine:
+            expected = texts_of(await engine.answer(FULL))
+            monkeypatch.setattr(async_engine, "_LONG_PROMPT", 0)  # every text becomes ids beside the loop
+            monkeypatch.setattr(OpenModel, "candidates", slow)
+            task = asyncio.create_task(engine.answer(replace(FULL, session="slow")))
+            await asyncio.to_thread(prepared.wait, 60)
+            the_engine(engine).breaks = True
+            assert texts_of(await engine.answer(FULL)) == expected  # by the next engine
+            assert engine.num_restarts == 1
+            go_on.set()
+            assert texts_of(await task) == expected
+            assert is_empty(engine)
 
     in_loop(scenario())
 

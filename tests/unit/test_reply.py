@@ -28,7 +28,7 @@ def order(
     weight: float = 0.5,
     earlier: tuple[str, ...] = (),
 ) -> list[str]:
-    return [one.text for one in rank(candidates, by_itself, weight, earlier)]
+    return [one.text for one in rank(candidates, by_itself or {}, weight, earlier)]
 
 
 def test_a_safe_phrase_loses_to_one_that_the_question_made_likely() -> None:

@@ -81,7 +81,7 @@ def measure(ask: Callable[[int], int], runs: int, name: str) -> dict[str, float]
 
 
 def ask_in_process(generator: promptgen.Generator, samples: int, length: int, seed: int) -> int:
-    request = promptgen.TextRequest(PROMPT, samples, length, promptgen.Sampling(seed=seed))
+    request = promptgen.TextRequest(PROMPT, samples, length, generator.info.sampling.with_(seed=seed))
     return generator.generate(request).num_completion_tokens
 
 

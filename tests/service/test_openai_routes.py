@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from promptgen.generation.dialogue import MAX_TURNS
-from tests.service.conftest import Server
+from tests.service.conftest import Server, ServerFactory
 from tests.service.test_openapi import check
 
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
@@ -370,6 +372,26 @@ def test_many_prompts_do_not_fill_the_queue(server: Server) -> None:
     assert len(results[0]) == 1
     streamed = chunks(server, COMPLETIONS, **fields)
     assert {choice["index"] for chunk in streamed for choice in chunk["choices"]} == set(range(256))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_drain_waits_for_all_prompts_of_a_request(start_server: ServerFactory, streams: bool) -> None:
+    server = start_server("--max-rows", "16")
+    fields: dict[str, Any] = {"prompt": [PROMPT] * 128, "max_tokens": 100, "ignore_eos": True, "seed": 1}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            lambda: chunks(server, COMPLETIONS, **fields) if streams else ask(server, COMPLETIONS, **fields)
+        )
+        while b"promptgen_engine_rows 0.0" in server.get("/metrics").body:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_until("/ready", 503)
+        assert not waiting.done()  # most prompts have not been given to the engine
+        answer: Any = waiting.result(60)
+    choices = [choice for chunk in answer for choice in chunk["choices"]] if streams else answer["choices"]
+    finished = [choice["index"] for choice in choices if choice["finish_reason"] == "length"]
+    assert sorted(finished) == list(range(128))
+    assert server.process.wait(15) == 0
 
 
 def test_a_reader_who_leaves_frees_the_engine(server: Server) -> None:

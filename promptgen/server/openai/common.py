@@ -16,7 +16,7 @@ from aiohttp import web
 
 import promptgen
 from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, Overloaded, UnknownModel
-from promptgen.generation.async_engine import AsyncEngine, Delta
+from promptgen.generation.async_engine import AsyncEngine, Delta, Visit
 from promptgen.generation.loader import ModelInfo
 from promptgen.generation.request import Answer, Sampling, ScoredToken, TextRequest
 from promptgen.server.faults import HttpFault
@@ -32,16 +32,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The engine that answers a request, and what is known of its model."""
+    """The engine that answers a request, and what is known of its model. All that it is asked for one request is one `visit`."""
 
     engine: AsyncEngine
     info: ModelInfo
+    tokenizer: Tokenizer
     timeout_s: float
     caller: str
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.engine.tokenizer
+    visit: Visit
 
 
 def served(request: web.Request, model: str | None) -> Served:
@@ -54,7 +52,8 @@ def served(request: web.Request, model: str | None) -> Served:
     info = engine.info
     if info is None:
         raise Overloaded(f"the service is {engine.state}", retry_after_s=5)
-    return Served(engine, info, request.app[SETTINGS].request_timeout_s, request.get(CALLER, ""))
+    timeout_s, caller = request.app[SETTINGS].request_timeout_s, request.get(CALLER, "")
+    return Served(engine, info, engine.tokenizer, timeout_s, caller, engine.visit())
 
 
 def sampling_of(body: CompletionBody | ChatCompletionBody, info: ModelInfo) -> Sampling:
@@ -115,21 +114,7 @@ async def gathered(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]
 
 async def answers(on: Served, asked: Sequence[TextRequest]) -> list[Answer]:
     """Whole answers of several requests, which run beside each other."""
-    return await gathered([on.engine.answer(ask, first_token_timeout_s=on.timeout_s) for ask in asked])
-
-
-def combined(answers: Sequence[Answer]) -> Answer | None:
-    """Several answers of one request as one: what became of it, for the log and the metrics."""
-    if not answers:
-        return None
-    return Answer(
-        tuple(candidate for answer in answers for candidate in answer.candidates),
-        sum(answer.num_prompt_tokens for answer in answers),
-        max(answer.queue_s for answer in answers),
-        max(answer.prefill_s for answer in answers),
-        max(answer.decode_s for answer in answers),
-        num_unknown_tokens=sum(answer.num_unknown_tokens for answer in answers),
-    )
+    return await gathered([on.engine.answer(ask, first_token_timeout_s=on.timeout_s, visit=on.visit) for ask in asked])
 
 
 async def merged(on: Served, asked: Sequence[TextRequest]) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -139,7 +124,7 @@ async def merged(on: Served, asked: Sequence[TextRequest]) -> AsyncGenerator[tup
 
     async def pump(number: int, ask: TextRequest) -> None:
         try:
-            stream = on.engine.stream(ask, first_token_timeout_s=on.timeout_s)
+            stream = on.engine.stream(ask, first_token_timeout_s=on.timeout_s, visit=on.visit)
             async with room, contextlib.aclosing(stream) as deltas:
                 async for delta in deltas:
                     inbox.put_nowait((number, delta))

@@ -18,7 +18,7 @@ from promptgen.server.openai import common
 from promptgen.server.openai.common import Served
 from promptgen.server.openai.models import CompletionBody, check_ids, parse
 from promptgen.server.openai.streaming import Chunk, stream_chunks
-from promptgen.server.outcome import OUTCOME
+from promptgen.server.outcome import OUTCOME, combined
 from promptgen.server.sse import PIECE_CHARACTERS
 
 DEFAULT_MAX_TOKENS = 16
@@ -46,13 +46,14 @@ async def completions(request: web.Request) -> web.StreamResponse:
     max_tokens = _max_tokens(on, body, prompts)
     sampling, bias = common.sampling_of(body, on.info), common.bias_of(body, on.info)
     asked = [_ask(on, body, prompt, max_tokens, sampling, bias) for prompt in prompts] if max_tokens else []
-    if body.echo and body.logprobs is not None:
-        prompts = await common.gathered([_scored(on, prompt, body.logprobs) for prompt in prompts])
-    writer = _Writer(body, prompts, common.head("text_completion", "cmpl", on), not asked)
-    if body.stream:
-        return await stream_chunks(request, on, asked, writer)
-    answers = await common.answers(on, asked)
-    request[OUTCOME].answer = common.combined(answers)
+    with on.visit:
+        if body.echo and body.logprobs is not None:
+            prompts = await common.gathered([_scored(on, prompt, body.logprobs) for prompt in prompts])
+        writer = _Writer(body, prompts, common.head("text_completion", "cmpl", on), not asked)
+        if body.stream:
+            return await stream_chunks(request, on, asked, writer)
+        answers = await common.answers(on, asked)
+    request[OUTCOME].answer = combined(answers)
     return json_response(request, writer.whole(answers))
 
 

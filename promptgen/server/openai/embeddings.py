@@ -26,8 +26,8 @@ async def embeddings(request: web.Request) -> web.Response:
         raise HttpFault(400, "invalid_value", message, param="dimensions")
     inputs = await _inputs(on, body)
     async with common.deadline(on.timeout_s):
-        with on.engine.visit() as visit:
-            vectors = [await on.engine.embed(ids, visit=visit) for ids in inputs]
+        with on.visit:
+            vectors = [await on.engine.embed(ids, visit=on.visit) for ids in inputs]
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)

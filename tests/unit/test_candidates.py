@@ -8,12 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from promptgen.errors import ContextLengthExceeded, InvalidRequest
 from promptgen.generation.candidates import CandidateSet, CandidateText, Finished, Piece
 from promptgen.generation.request import (
     Event,
     FailureEvent,
     FinishEvent,
     FinishReason,
+    Sampling,
     StartEvent,
     TextRequest,
     TokenEvent,
@@ -243,3 +245,20 @@ def test_choices_are_scored_after_given_ids() -> None:
     parts = CandidateSet(TOKENIZER, asked).requests
     assert [part.prompt_ids for part in parts] == [ids, ids]
     assert [part.forced_ids for part in parts] == [(IDS["高血压"], IDS["要"], IDS["注意"]), (IDS["hello"],)]
+
+
+def test_penalties_that_count_from_where_drawing_began_are_never_mixed_with_what_was_drawn_before() -> None:
+    asked = TextRequest("高血压", 2, 5, Sampling().with_penalties(1, 0), session="one")
+    with pytest.raises(InvalidRequest, match="without presence and frequency penalties"):
+        CandidateSet(TOKENIZER, asked)
+    for penalty, remembers in ((0, True), (1, False)):
+        sampling = Sampling().with_penalties(0, penalty)
+        (part,) = CandidateSet(TOKENIZER, replace(asked, sampling=sampling, distinct=False)).requests
+        assert part.remember == remembers
+
+
+def test_choices_after_a_context_far_over_the_window_are_not_even_encoded() -> None:
+    asked = TextRequest("高血压" * 200, choices=("注意",) * 64)
+    with pytest.raises(ContextLengthExceeded):
+        CandidateSet(TOKENIZER, asked, window=64)
+    assert len(CandidateSet(TOKENIZER, replace(asked, prompt="高血压" * 50), window=64).requests) == 64

@@ -2,7 +2,8 @@
 
 A token is *computed* when it goes through the model: as part of a prompt that is read (with the tokens that spell a typed beginning), or as
 the last token of a running candidate. The first token of a candidate is drawn from logits that stand there already, so n candidates of t tokens
-take n * (t - 1) computed tokens besides their prompt. A token that an earlier draw gave (recalled) is not computed.
+take n * (t - 1) computed tokens besides their prompt, less those of candidates that say the same as another one so far, which are computed
+once (shared). A token that an earlier draw gave (recalled) is not computed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from promptgen.generation.scheduler import Plan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Tokens of prompts that were read and found; tokens fed by running candidates; first tokens drawn from what stood there; tokens recalled.
+    """Tokens of prompts that were read and found; tokens fed by running candidates, and how many of them were shared; first tokens drawn from what
+    stood there; tokens recalled.
 
     `left` are the computed ones of requests that ended without their answer. `steps` and `step_s`: passes, and the time they took.
     """
@@ -26,6 +28,7 @@ class Counts:
     read: int
     found: int
     fed: int
+    shared: int
     first: int
     recalled: int
     left: int
@@ -34,7 +37,7 @@ class Counts:
 
     @property
     def computed(self) -> int:
-        return self.read + self.fed
+        return self.read + self.fed - self.shared
 
     @property
     def drawn(self) -> int:
@@ -43,13 +46,14 @@ class Counts:
     def figures(self, keystrokes: int) -> dict[str, float]:
         """By keystroke, and shares: of prompt tokens that were found, of candidates' tokens that were recalled, of work that no answer had."""
         by_key = {
-            name: round(getattr(self, name) / keystrokes, 2) for name in ("computed", "read", "fed", "drawn", "steps")
+            name: round(getattr(self, name) / keystrokes, 2)
+            for name in ("computed", "read", "fed", "shared", "drawn", "steps")
         }
         return by_key | {
             "step_ms": round(1000 * self.step_s / keystrokes, 2),
             "found": _share(self.found, self.found + self.read),
             "recalled": _share(self.recalled, self.recalled + self.drawn),
-            "wasted": _share(self.left, self.computed),
+            "wasted": _share(self.left, self.read + self.fed),
         }
 
 
@@ -79,6 +83,7 @@ class Meter:
             self._read,
             now.num_reused_tokens - self._before.num_reused_tokens,
             self._fed,
+            now.num_shared_tokens - self._before.num_shared_tokens,
             self._first,
             now.num_recalled_tokens - self._before.num_recalled_tokens,
             sum(self._of[request_id] for request_id in self._left),

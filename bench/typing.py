@@ -43,7 +43,7 @@ TEXT = Path("build/corpus/prompts.valid.txt")
 SAMPLES, TOKENS = 5, 15
 WARM_UP = 20  # keystrokes
 MOST_IDLE = 3000  # fiftieths of a second
-COLUMNS = ("first50", "first95", "all50", "all95", "all99", "all95+", "superseded", "computed", "of nothing", "found",
+COLUMNS = ("first50", "first95", "all50", "all95", "all99", "all95+", "superseded", "computed", "shared", "of nothing", "found",
            "recalled", "wasted", "step_ms")  # fmt: skip
 Reuse = Literal["nothing", "prefix", "session"]
 Row = dict[str, Any]
@@ -131,7 +131,7 @@ async def measure_typing(settings: EngineSettings, task: Task, people: Sequence[
             row["of nothing"] = round(row["computed"] / from_scratch, 3) if from_scratch else None
     steps = bench.engine.stats.steps
     await bench.engine.stop()
-    return {"step": steps, "prompt_slots": settings.prompt_slots, "traces": told, "typing": rows}
+    return {"step": steps, "prompt_slots": bench.num_slots, "traces": told, "typing": rows}
 
 
 class Bench:
@@ -141,6 +141,7 @@ class Bench:
         assert engine._model is not None
         self.engine = engine
         self._meter = Meter(engine._model.engine)
+        self.num_slots = engine._model.engine.num_prompt_slots
         self._sampling = engine._model.info.sampling
         self._seed = seed
         self._numbers = count()

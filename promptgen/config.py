@@ -51,7 +51,12 @@ class EngineOptions:
     max_queued_tokens: int = option(
         262144, "characters to read and tokens to draw, accepted at once; more are refused with 503", ge=1
     )
-    prompt_slots: int = option(64, "prompts kept in the cache for requests that begin alike", ge=16, le=4096)
+    prompt_slots: int = option(
+        0,
+        "prompts and candidates kept in the cache for requests that begin alike; 0: what fits, 64 to 256",
+        ge=0,
+        le=4096,
+    )
     threads: int = option(0, "threads of the model's step, 0: chosen for this machine", ge=0, le=1024)
     device: str = option("cpu", "cpu, or cuda with a torch that is built for it")
     precision: str = option("auto", "float32, bfloat16, int8, or auto: the fastest that keeps the model's quality")

@@ -40,7 +40,12 @@ def main() -> None:
 
             def answer(key: Key, seed: int) -> list[int]:
                 body = {"context": key.text, "samples": task.samples, "maxlength": task.tokens, "seed": task.seed}
-                body |= {"temperature": task.temperature, "top_k": task.top_k, "top_p": task.top_p, "repetition_penalty": 1.0}
+                body |= {
+                    "temperature": task.temperature,
+                    "top_k": task.top_k,
+                    "top_p": task.top_p,
+                    "repetition_penalty": 1.0,
+                }
                 body |= {"details": True}
                 body |= {"session": session} if session else {}
                 connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})

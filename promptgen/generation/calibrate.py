@@ -78,7 +78,7 @@ def _step_time(shape: Gpt2Shape, make: MakeSteps, precision: Precision, num_thre
     first = min(8, shape.window - num_steps)
     times: list[float] = []
     for _ in range(TIMED_ROUNDS):
-        memory.rows["position"] = first
+        memory.rows["position"], memory.rows["beginning"] = first, 0  # all rows are to be computed
         started = time.perf_counter()
         for _ in range(num_steps):
             steps.forward(TIMED_ROWS, NOTHING_TO_READ)

@@ -77,6 +77,7 @@ class CudaGpt2(EagerGpt2):
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         self._drawn = None
         rows = self._memory.rows[:num_rows]
+        rows["beginning"] = 0
         if len(prompts.token_ids) or not num_rows or not _suits_graph(rows):
             super().forward(num_rows, prompts)
             return

@@ -41,6 +41,7 @@ class Engine:
         self._runner = Runner(memory, steps)
         self._offered: Steps | None = None
         self._num_steps = self._num_prompt_tokens = self._num_reused_tokens = self._num_generated_tokens = 0
+        self._num_shared_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -57,6 +58,7 @@ class Engine:
             num_reused_tokens=self._num_reused_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_recalled_tokens=self._scheduler.num_recalled,
+            num_shared_tokens=self._num_shared_tokens,
             steps=self._runner.steps.description,
         )
 
@@ -140,6 +142,7 @@ class Engine:
         self._num_steps += 1
         self._num_prompt_tokens += sum(len(stretch.token_ids) for stretch in plan.stretches)
         self._num_reused_tokens += plan.num_reused
+        self._num_shared_tokens += result.num_shared
         self._num_generated_tokens += sum(type(event) is TokenEvent for event in events)
         return events
 

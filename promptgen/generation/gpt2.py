@@ -85,6 +85,7 @@ class EagerGpt2:
         shape = memory.shape
         weights = {name: self._tensor(array) for name, array in given.items()}
         self.precision: Precision = precision
+        self.num_shared = 0
         self.description = f"torch, {precision}, {torch.get_num_threads()} threads"
         self._memory = memory
         self._keys, self._values = torch.as_tensor(memory.keys), torch.as_tensor(memory.values)
@@ -101,6 +102,7 @@ class EagerGpt2:
     @torch.inference_mode()
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         rows, device = self._memory.rows[:num_rows], self._tokens.device
+        rows["beginning"] = 0  # which these steps do not keep up
         places = [
             (rows["token_id"], prompts.token_ids),
             (rows["position"], prompts.positions),

@@ -27,6 +27,10 @@ from promptgen.generation.upgrade import Upgrade, check_precision, usable_thread
 from promptgen.text.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 
 SELF_TEST_TOKENS = 8
+LEAST_SLOTS = 16  # the ways to spell the word in which a prompt was cut have one each
+KEPT_BYTES = (
+    512 << 20
+)  # of keys and values of what is kept, in float32 and full to the window; most is short, and in half of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     weights = read_weights(folder, shape)
     options: dict[str, Any] = {
         "max_rows": settings.max_rows,
-        "num_prompt_slots": settings.prompt_slots,
+        "num_prompt_slots": num_prompt_slots(settings.prompt_slots, shape),
         "banned_ids": [i for i in tokenizer.banned_ids if i not in end_ids],
         "end_id": tokenizer.end_id,
     }
@@ -116,6 +120,16 @@ def open_model(settings: EngineSettings, *, upgrade_later: bool = True) -> OpenM
     is_worth_it = upgrade_later and upgrade.is_wanted and fast is None
     upgrading = upgrade.prepare(engine.offer) if is_worth_it else None
     return OpenModel(tokenizer, Healer(tokenizer), engine, info, dialogue, end_ids, upgrading, embedder)
+
+
+def num_prompt_slots(asked: int, shape: Gpt2Shape) -> int:
+    """As many as asked for, but enough for the ways to spell a word; without a wish what KEPT_BYTES hold, 64 to 256.
+
+    Someone who types keeps ten or so: the prompt, its branches, five candidates.
+    """
+    if asked:
+        return max(LEAST_SLOTS, asked)
+    return max(64, min(256, KEPT_BYTES // shape.slot_bytes))
 
 
 def _in_torch(settings: EngineSettings, memory: Memory, weights: Weights) -> Steps:

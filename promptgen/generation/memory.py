@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import secrets
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ LOGITS_MULTIPLE = 64  # a line of logits is padded to whole panels of native/ker
 MAX_ENDS = 4  # tokens of a row's own that end it
 IN_PROMPT = 128  # in `seen`: the token stands in the prompt; the lower bits count how often it was drawn
 MAX_COUNT = 127
+_KEY = secrets.token_bytes(16)
 
 # One running candidate. Mirrored by `struct Row` in native/kernels.cpp.
 ROW = np.dtype(
@@ -35,6 +38,7 @@ ROW = np.dtype(
         ("token_id", np.int64),  # fed next
         ("position", np.int64),  # where it stands
         ("key", np.int64),  # of its noise
+        ("beginning", np.uint64),  # says what stands before it, see beginning_of; 0 where that is not known
         ("end_from", np.int64),  # the first position where a token that ends it may stand
         ("temperature", np.float32),  # never 0
         ("top_p", np.float32),  # 1 when off
@@ -137,6 +141,7 @@ class Memory:
             0,
             length - 1,
             0,
+            beginning_of(request),
             NEVER if request.ignore_end else length + request.min_new_tokens,
             1.0 if greedy else sampling.temperature,
             sampling.top_p if 0 < sampling.top_p < 1 else 1.0,
@@ -163,6 +168,16 @@ class Memory:
         self.rows[row]["token_id"] = token_id
         if self.rows[row]["keeps_seen"]:
             self.seen[row, token_id] += 1 if is_new else IN_PROMPT & ~self.seen[row, token_id]
+
+
+def beginning_of(request: GenerationRequest) -> int:
+    """A number that requests with the same prompt share, and no others; those of another `salt` have another one.
+
+    Steps that compute one row for all that stand after the same tokens know them by it (native/kernels.cpp goes on with it, token by token). The key is
+    the process's own, so that nobody can look for a prompt that passes for another.
+    """
+    said = np.array(request.prompt_ids, np.int32).tobytes() + request.salt.encode()
+    return int.from_bytes(blake2b(said, digest_size=8, key=_KEY).digest()) or 1
 
 
 def on_host(array: Any) -> NDArray[np.float32]:

@@ -51,6 +51,11 @@ class Gpt2Shape:
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    @property
+    def slot_bytes(self) -> int:
+        """Of the keys and values of a whole window in float32."""
+        return 2 * 4 * self.layers * self.width * self.window
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of transformers' GPT2Model. Linear weights are [in, out] (its Conv1D)."""
         w = self.width

@@ -290,4 +290,5 @@ class EngineStats:
     num_reused_tokens: int = 0  # of prompts, found in the cache instead of computed
     num_generated_tokens: int = 0
     num_recalled_tokens: int = 0  # of candidates, drawn for an earlier request of the session
+    num_shared_tokens: int = 0  # of candidates, computed for another one that says the same so far
     steps: str = ""  # implementation, precision and threads

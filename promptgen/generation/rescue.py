@@ -65,6 +65,7 @@ def _read(steps: Steps, slot: int, start: int, token_ids: tuple[int, ...], *, is
 def _continue(memory: Memory, steps: Steps, row: int) -> _Drawn:
     """A running row is one more token of a prompt that stands in the row's own slot."""
     position, token_id = int(memory.rows[row]["position"]), int(memory.rows[row]["token_id"])
+    memory.rows[row]["beginning"] = 0  # kept up for rows, not for prompts
     return _draw(memory, steps, row, row) if _read(steps, row, position, (token_id,), is_last=True) else _FAILED
 
 

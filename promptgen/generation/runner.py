@@ -65,8 +65,10 @@ class Runner:
         prompts = NOTHING_TO_READ
         if plan.stretches:
             prompts = PromptTokens.of([(s.slot, s.start, s.token_ids, s.is_last) for s in plan.stretches])
+        num_shared = 0
         if plan.num_continuing or plan.stretches:
             self.steps.forward(plan.num_continuing, prompts)
+            num_shared = self.steps.num_shared
         prompt_slots = NO_TOKENS
         plain = [join for join in plan.joins if not join.branch_slots]
         if plain:
@@ -83,7 +85,7 @@ class Runner:
         if plan.has_tops:
             slots = np.concatenate([np.arange(plan.num_continuing), prompt_slots])
             tops, logprobs = self._tops(slots, token_ids, logprobs)
-        return StepResult(token_ids, logprobs, picks, tops)
+        return StepResult(token_ids, logprobs, picks, tops, num_shared=num_shared)
 
     def _tops(self, slots: NDArray[np.int64], token_ids: list[int], logprobs: list[float]) -> tuple[Tops, list[float]]:
         try:

@@ -143,7 +143,7 @@ class StepResult:
     """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows, `tops` the
     likeliest tokens of rows that want to know.
 
-    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read.
+    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read. `num_shared` rows got what another one got.
     """
 
     token_ids: list[int]
@@ -151,6 +151,7 @@ class StepResult:
     picks: list[Pick]
     tops: Tops = field(default_factory=dict)
     failed_slots: frozenset[int] = frozenset()
+    num_shared: int = 0
 
     @property
     def failed_rows(self) -> list[int]:

@@ -61,6 +61,10 @@ class Steps(Protocol):
     cache_type: str  # of the keys and values it writes and reads: float32 or bfloat16
     description: str  # for people: implementation, precision, threads
 
+    @property
+    def num_shared(self) -> int:
+        """Rows of the last pass that were not computed: another one stands after the same tokens, and they got what it got."""
+
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         """Feeds rows 0..num_rows-1 their next token, each at its position, and reads prompt tokens into their slots.
 

@@ -57,7 +57,7 @@ def loader(pause_s: float = 0.0, weights_seed: int = 1) -> Callable[[EngineSetti
         memory = Memory(
             SHAPE,
             max_rows=settings.max_rows,
-            num_prompt_slots=settings.prompt_slots,
+            num_prompt_slots=settings.prompt_slots or 64,
             banned_ids=TOKENIZER.banned_ids,
             end_id=TOKENIZER.end_id,
         )

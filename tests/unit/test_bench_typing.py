@@ -282,7 +282,7 @@ def test_people_type_over_one_engine(has_pauses: bool, reuse: bench.Reuse) -> No
     row = asyncio.run(run())
     assert row["keystrokes"] == (10 if has_pauses else 5)
     assert 0 < row["first50"] <= row["all50"] <= row["all99"]
-    assert row["computed"] == pytest.approx(row["read"] + row["fed"], abs=0.02)
+    assert row["computed"] == pytest.approx(row["read"] + row["fed"] - row["shared"], abs=0.03)
     if reuse != "session":
         assert row["recalled"] == 0
     if not has_pauses:  # else it depends on the machine how many are superseded before anything is drawn

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from promptgen.errors import FileFault
-from promptgen.generation.modelfile import read_sampling, read_shape, read_weights
+from promptgen.generation.loader import num_prompt_slots
+from promptgen.generation.modelfile import Gpt2Shape, read_sampling, read_shape, read_weights
 from promptgen.generation.request import Sampling
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -406,3 +407,12 @@ def test_a_generation_config_that_makes_no_sense_is_refused(folder: Path, text: 
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(FileFault, match=rf"generation_config\.json.*{words}"):
         read_sampling(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "window", "slots"),
+    [(0, 256, 256), (0, 512, 128), (0, 1024, 64), (0, 64, 256), (1, 256, 16), (700, 256, 700)],
+)
+def test_what_is_kept_is_bounded_by_its_size_unless_a_number_is_given(asked: int, window: int, slots: int) -> None:
+    shape = Gpt2Shape(vocabulary=10000, window=window, width=256, layers=4, heads=4, inner=1024, epsilon=1e-5)
+    assert num_prompt_slots(asked, shape) == slots

@@ -336,6 +336,45 @@ sys.exit(", ".join({{"torch", "transformers"}} & set(sys.modules)) or 0)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_rows_after_the_same_tokens_are_computed_once_and_nothing_shows_it(
+    kernels: Kernels, precision: Precision, num_threads: int
+) -> None:
+    """Twelve rows of two prompts, one of them asked for under two salts, are fed few different tokens and part one by one."""
+    shape, num_rows, asked = SHAPES["heads of 64"], 12, {1: (5, 6, 7), 2: (5, 6, 8)}
+    requests = [(asked[1], "a", 4), (asked[2], "a", 4), (asked[1], "b", 2), (asked[1], "a", 2)]
+
+    def run(*, shares: bool) -> tuple[list[NDArray[np.float32]], int]:
+        memory = new_memory(shape, max_rows=num_rows, num_prompt_slots=6)
+        steps = steps_of(kernels, memory, precision, num_threads)
+        rng, first, num_shared, seen = np.random.default_rng(2), 0, 0, list[NDArray[np.float32]]()
+        for slot, (prompt, salt, number) in enumerate(requests, num_rows):
+            steps.forward(0, PromptTokens.of([(slot, 0, prompt, True)]))
+            request = GenerationRequest(prompt, number, 9, salt=salt)
+            steps.copy([memory.start_rows(request, slot, first, range(number))])
+            first += number
+        tokens_of = [[*prompt, salt] for prompt, salt, number in requests for _ in range(number)]
+        for step in range(10):
+            memory.rows["position"] += 1
+            memory.rows["token_id"] = rng.integers(0, 2 if step < 6 else 9, num_rows)
+            for own, token_id in zip(tokens_of, memory.rows["token_id"].tolist(), strict=True):
+                own.append(token_id)
+            if not shares:
+                memory.rows["beginning"] = 0
+            steps.forward(num_rows, PromptTokens.of([(num_rows + 5, 0, (1, 2, 3), step % 2 == 0)]))
+            assert steps.num_shared == (num_rows - len(set(map(tuple, tokens_of))) if shares else 0)
+            num_shared += steps.num_shared
+            seen += [memory.logits[: num_rows + 6].copy(), memory.keys[:, :num_rows].copy()]
+            seen.append(memory.values[:, :num_rows].copy())
+        return seen, num_shared
+
+    shared, num_shared = run(shares=True)
+    apart, _ = run(shares=False)
+    assert num_shared >= 10
+    assert all(np.array_equal(one, other) for one, other in zip(shared, apart, strict=True))
+
+
 def test_the_same_library_is_loaded_once(tmp_path: Path, kernels: Kernels) -> None:
     library = compile_library(tmp_path, "auto")
     other = tmp_path / "other" / library.name

@@ -42,6 +42,7 @@ class Faulty:
     num_faults: int = 0
     precision: Any = "float32"
     description: str = "faulty"
+    num_shared: int = 0
 
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         assert self.memory is not None

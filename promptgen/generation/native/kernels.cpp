@@ -634,6 +634,7 @@ struct Row {
   int64_t token_id;   // fed next
   int64_t position;   // where it stands
   uint64_t key;       // of its noise
+  uint64_t beginning;  // says what stands before it: rows after the same tokens have the same; 0 where that is not known
   int64_t end_from;   // the first position where a token that ends it may stand
   float temperature;  // never 0
   float top_p;        // 1 when off
@@ -650,13 +651,15 @@ struct Copy {
 };
 
 // What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
-// indices of prompt tokens whose logits are wanted. Logits of a token go to its slot's line of `logits`.
+// indices of prompt tokens whose logits are wanted. Logits of a token go to its slot's line of `logits`. Of rows that are fed the same token after the same
+// beginning one is computed, and the others get what it got; `num_shared` says how many.
 struct Pass {
   int64_t num_rows, num_read, num_last;
-  const Row* rows;
+  Row* rows;
   const int32_t *token_ids, *positions, *slots, *last;
   float* logits;
   int64_t logits_stride;
+  int64_t num_shared;
 };
 
 // Draws a token for rows 0..num_rows-1: the first `num_continuing` from the logits of their own slot, the others, which begin, from those
@@ -905,12 +908,12 @@ class Model {
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
   }
 
-  void forward(const Cache& cache, const Pass& pass) {
-    const int64_t m = pass.num_rows + pass.num_read;
-    tokens_of_pass_.resize(m);
-    for (int64_t r = 0; r < pass.num_rows; ++r) tokens_of_pass_[r] = {pass.rows[r].token_id, pass.rows[r].position, r};
-    for (int64_t i = 0; i < pass.num_read; ++i)
-      tokens_of_pass_[pass.num_rows + i] = {pass.token_ids[i], pass.positions[i], pass.slots[i]};
+  void forward(const Cache& cache, Pass& pass) {
+    tokens_of_pass_.clear(), followers_.clear();
+    for (int64_t r = 0; r < pass.num_rows; ++r) feed(pass.rows[r], r);
+    num_fed_ = tokens_of_pass_.size(), pass.num_shared = followers_.size();
+    for (int64_t i = 0; i < pass.num_read; ++i) tokens_of_pass_.push_back({pass.token_ids[i], pass.positions[i], pass.slots[i], 0, -1});
+    const int64_t m = tokens_of_pass_.size();
     hidden_.reserve(m, shape_.width), x_.reserve(m, shape_.width);
     mixed_.reserve(m, 3 * shape_.width), inner_.reserve(m, shape_.inner);
     auto job = [&](int index) { run(cache, pass, index); };
@@ -946,6 +949,20 @@ class Model {
   int num_threads() const { return is_together_ ? team_.most() : 1; }
 
  private:
+  // A row's token becomes one of the pass, or follows one that is the same.
+  void feed(Row& row, int64_t slot) {
+    if (row.beginning) {
+      row.beginning = std::max<uint64_t>(1, mixed(row.beginning + (row.token_id + 1) * kGolden));  // as of now with this token
+      for (Token& token : tokens_of_pass_)
+        if (token.beginning == row.beginning && token.position == row.position) {
+          followers_.push_back({slot, token.slot, token.follower});
+          token.follower = static_cast<int64_t>(followers_.size()) - 1;
+          return;
+        }
+    }
+    tokens_of_pass_.push_back({row.token_id, row.position, slot, row.beginning, -1});
+  }
+
   static constexpr int64_t kSmallCopy = 1 << 18;  // bytes that one thread copies sooner than it wakes another
 
   void copy_head(const Cache& cache, int64_t layer, int64_t head, const Copy& copy, int64_t bytes_each) {
@@ -958,7 +975,7 @@ class Model {
   }
 
   void run(const Cache& cache, const Pass& pass, int index) {
-    const int64_t m = pass.num_rows + pass.num_read, w = shape_.width;
+    const int64_t m = tokens_of_pass_.size(), w = shape_.width;
     const Share mine = share(m, index, team_.size());
     for (int64_t r = mine.begin; r < mine.end; ++r) {
       const Token& at = tokens_of_pass_[r];
@@ -998,8 +1015,8 @@ class Model {
       block.down.apply(inner_, m, index, team_.size(), add);
       team_.barrier();
     }
-    const int64_t num_asked = pass.num_rows + pass.num_last;
-    auto token_asked = [&](int64_t i) { return i < pass.num_rows ? i : pass.num_rows + pass.last[i - pass.num_rows]; };
+    const int64_t num_asked = num_fed_ + pass.num_last;
+    auto token_asked = [&](int64_t i) { return i < num_fed_ ? i : num_fed_ + pass.last[i - num_fed_]; };
     const Share asked = share(num_asked, index, team_.size());
     for (int64_t i = asked.begin; i < asked.end; ++i) {
       norm_.apply(hidden_.row(token_asked(i)), x_.row(i), w, shape_.epsilon);
@@ -1009,6 +1026,12 @@ class Model {
     head_.apply(x_, num_asked, index, team_.size(), [&](int64_t i, int64_t n, Vec v) {
       store(pass.logits + tokens_of_pass_[token_asked(i)].slot * pass.logits_stride + n, v);
     });
+    if (followers_.empty()) return;
+    team_.barrier();
+    const Share copies = share(followers_.size(), index, team_.size());
+    for (int64_t i = copies.begin; i < copies.end; ++i)
+      std::memcpy(pass.logits + followers_[i].slot * pass.logits_stride, pass.logits + followers_[i].leader * pass.logits_stride,
+                  shape_.vocabulary * sizeof(float));
   }
 
   void normalize(const Norm& norm, Share rows) {
@@ -1032,16 +1055,25 @@ class Model {
 
   template <class Kept>
   void remember(const Cache& cache, int64_t layer, Share rows) {
-    const int64_t w = shape_.width, d = head_dim();
-    for (int64_t r = rows.begin; r < rows.end; ++r)
-      for (int64_t head = 0; head < shape_.heads; ++head) {
-        const Token& token = tokens_of_pass_[r];
-        const int64_t at = place(cache, layer, token.slot, head);
-        Kept* keys = reinterpret_cast<Kept*>(cache.keys + at) + token.position * d;
-        Kept* values = reinterpret_cast<Kept*>(cache.values + at) + token.position * d;
-        const float *key = mixed_.row(r) + w + head * d, *value = key + w;
-        for (int64_t k = 0; k < d; k += kLanes) store(keys + k, load(key + k)), store(values + k, load(value + k));
-      }
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const Token& token = tokens_of_pass_[r];
+      remember_in<Kept>(cache, layer, token.slot, token.position, mixed_.row(r) + shape_.width);
+      for (int64_t f = token.follower; f >= 0; f = followers_[f].next)
+        remember_in<Kept>(cache, layer, followers_[f].slot, token.position, mixed_.row(r) + shape_.width);
+    }
+  }
+
+  // `keys_and_values` are those of all heads, the keys first.
+  template <class Kept>
+  void remember_in(const Cache& cache, int64_t layer, int64_t slot, int64_t position, const float* keys_and_values) {
+    const int64_t d = head_dim();
+    for (int64_t head = 0; head < shape_.heads; ++head) {
+      const int64_t at = place(cache, layer, slot, head);
+      Kept* keys = reinterpret_cast<Kept*>(cache.keys + at) + position * d;
+      Kept* values = reinterpret_cast<Kept*>(cache.values + at) + position * d;
+      const float *key = keys_and_values + head * d, *value = key + shape_.width;
+      for (int64_t k = 0; k < d; k += kLanes) store(keys + k, load(key + k)), store(values + k, load(value + k));
+    }
   }
 
   // `item` counts the heads of all tokens. Keys and values of the `next` one are fetched meanwhile: each is a short piece of memory of its own,
@@ -1125,13 +1157,20 @@ class Model {
 
   struct Token {
     int64_t token_id, position, slot;
+    uint64_t beginning;
+    int64_t follower;  // the first of those that get what it gets, -1 for none
+  };
+  struct Follower {
+    int64_t slot, leader, next;
   };
 
   const Shape shape_;
   Team team_;
   Pace paces_[65];  // by the bits of the number of tokens
   bool is_together_ = false;  // of the last pass
-  std::vector<Token> tokens_of_pass_;
+  std::vector<Token> tokens_of_pass_;  // those of rows first
+  std::vector<Follower> followers_;
+  int64_t num_fed_ = 0;  // tokens of rows that are computed
   const float *tokens_, *positions_;
   Arena arena_;
   Norm norm_;
@@ -1163,7 +1202,7 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
     return nullptr;
   }
 }
-void promptgen_forward(Model* model, const Cache* cache, const Pass* pass) { model->forward(*cache, *pass); }
+void promptgen_forward(Model* model, const Cache* cache, Pass* pass) { model->forward(*cache, *pass); }
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
 void promptgen_copy(Model* model, const Cache* cache, const Copy* copies, int64_t count) { model->copy(*cache, copies, count); }
 // How many threads the last pass took.

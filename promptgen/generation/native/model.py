@@ -37,6 +37,7 @@ class _Pass(Structure):
         *((name, c_int64) for name in ("num_rows", "num_read", "num_last")),
         *((name, c_void_p) for name in ("rows", "token_ids", "positions", "slots", "last", "logits")),
         ("logits_stride", c_int64),
+        ("num_shared", c_int64),
     ]
 
 
@@ -169,6 +170,11 @@ class NativeGpt2:
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._kernels.close(self._model)
+
+    @property
+    def num_shared(self) -> int:
+        """Rows of the last pass that got what another one got."""
+        return int(self._pass.num_shared)
 
     @property
     def num_threads_used(self) -> int:

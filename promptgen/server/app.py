@@ -11,8 +11,7 @@ from promptgen.errors import UsageError
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.generation.pool import ModelPool
 from promptgen.server import chat, docs_page, guards, handlers, metrics, models, pages, text_routes
-from promptgen.server.body import defer_expectation
-from promptgen.server.keys import Keys, Limits
+from promptgen.server.keys import Keys, limits_of
 from promptgen.server.openai import routes as openai
 
 if TYPE_CHECKING:
@@ -24,14 +23,14 @@ def make_app(settings: ServeSettings, engine: AsyncEngine, pool: ModelPool | Non
     other."""
     pool = pool or ModelPool({"default": engine})
     keys = Keys(settings)
-    seen = metrics.Metrics(engine)
+    seen = metrics.Metrics(pool)
     tracers = _tracers(settings)
     app = web.Application(
         middlewares=[
             *(each.middleware for each in tracers),
             guards.outer(seen),
             guards.check_host(settings),
-            guards.check_key(keys, Limits(settings.requests_per_minute, settings.requests_at_once)),
+            guards.check_key(keys, limits_of(settings, keys)),
         ]
     )
     app[handlers.ENGINE] = engine
@@ -64,9 +63,9 @@ def make_app(settings: ServeSettings, engine: AsyncEngine, pool: ModelPool | Non
     )
     # The methods of a path stand side by side, so that they are one resource, and a preflight knows them all.
     for method, path, handler in sorted(routes, key=lambda route: route[1]):
-        app.router.add_route(method, path, handler, expect_handler=defer_expectation)
+        app.router.add_route(method, path, handler)
         if method == "GET":
-            app.router.add_route("HEAD", path, handler, expect_handler=defer_expectation)
+            app.router.add_route("HEAD", path, handler)
     guards.add_cors(app, settings)
     return app
 

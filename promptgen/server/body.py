@@ -14,6 +14,7 @@ from typing import Any, Never
 from aiohttp import HttpVersion11, hdrs, web
 
 from promptgen.server.faults import HttpFault
+from promptgen.server.outcome import EXPECTED
 
 MAX_BODY_BYTES = 64 * 1024
 _CLOSE = {"Connection": "close"}
@@ -26,10 +27,6 @@ async def read_json_object(request: web.Request, timeout_s: float) -> dict[str, 
     charset = _check_type(request)
     data = await _read(request, timeout_s)
     return parse_json_object(_decode(data, charset))
-
-
-async def defer_expectation(request: web.Request) -> None:
-    """aiohttp's expect_handler, which runs before everything else: 100-continue is granted later, where the body is read."""
 
 
 def _check_type(request: web.Request) -> str | None:
@@ -74,7 +71,7 @@ async def _read(request: web.Request, timeout_s: float) -> bytes:
 
 def _grant_expectation(request: web.Request) -> None:
     """Answers Expect: 100-continue once host, key and length have been looked at. Raises 417 for any other expectation."""
-    expected = request.headers.get(hdrs.EXPECT, "").lower()
+    expected = request.get(EXPECTED, "").lower()
     if expected and expected != "100-continue":
         raise HttpFault(417, "expectation_failed", "the only expectation that is met is 100-continue")
     if expected and request.version >= HttpVersion11 and request.transport is not None:

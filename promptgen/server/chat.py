@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from promptgen.errors import RequestError
+from promptgen.errors import InvalidRequest, RequestError
 from promptgen.generation.dialogue import ASSISTANT, USER, Message
 from promptgen.generation.reply import MILD, USUAL_SAMPLES, Reply, ReplyOptions, reply
 from promptgen.server.body import read_json_object
@@ -155,8 +155,15 @@ async def chat(request: web.Request) -> web.StreamResponse:
     options = body.to_options(request.get(CALLER, ""))
     talk = _Talk(body.to_messages(), options, wants_ascii(request), request[OUTCOME])
     parts = reply(engine, talk.messages, talk.options, first_token_timeout_s=settings.request_timeout_s)
-    if body.stream:
-        return await send_events(request, _events(talk, parts))
+    try:
+        return await (send_events(request, _events(talk, parts)) if body.stream else _whole(request, talk, parts))
+    except InvalidRequest as fault:
+        if body.messages is not None:
+            fault.param = "messages"  # where the question was sent
+        raise
+
+
+async def _whole(request: web.Request, talk: _Talk, parts: AsyncGenerator[str | Reply, None]) -> web.Response:
     async with contextlib.aclosing(parts):
         async for part in parts:
             if isinstance(part, Reply):

@@ -20,7 +20,7 @@ from promptgen.server.body import read_json_object
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
 from promptgen.server.keys import Keys
-from promptgen.server.outcome import CALLER, OUTCOME
+from promptgen.server.outcome import CALLER, OUTCOME, combined
 from promptgen.server.sse import stream_answer
 
 ENGINE = web.AppKey("engine", AsyncEngine)  # of the model that answers who names none
@@ -77,6 +77,7 @@ async def _generate_each(request: web.Request, engine: AsyncEngine, body: schema
     except InvalidRequest as fault:
         place = [index for index, one in enumerate(asked) if one is not None][fault.index]
         raise HttpFault(400, fault.code, f"context[{place}]: {fault}", param=fault.param) from fault
+    request[OUTCOME].answer = combined(answers)
     total_s = time.perf_counter() - started
     name = engine.info.name if engine.info else ""
     value = schema.together(singles, asked, answers, name, total_s, with_details=body.details)

@@ -107,6 +107,16 @@ class Limits:
             use.num_running -= 1
 
 
+def limits_of(settings: ServeSettings, keys: Keys) -> Limits:
+    """Raises UsageError for limits that would hold nobody, as there are no keys."""
+    limits = Limits(settings.requests_per_minute, settings.requests_at_once)
+    if (limits.per_minute or limits.at_once) and not keys.are_wanted:
+        raise UsageError(
+            "--requests-per-minute and --requests-at-once are limits of a key; set PROMPTGEN_API_KEYS or --api-key-file"
+        )
+    return limits
+
+
 def _over(message: str, wait_s: float) -> HttpFault:
     retry_after = max(1, min(60, math.ceil(wait_s)))
     return HttpFault(429, "rate_limited", message, headers={hdrs.RETRY_AFTER: str(retry_after)})

@@ -64,11 +64,7 @@ async def serve(settings: ServeSettings) -> int:
                 )
                 return INTERNAL_FAILURE
             dead.cancel()
-        draining = asyncio.ensure_future(pool.drain(settings.drain_timeout_s))
-        await _first_of(draining, signals.second)
-        if signals.second.done():
-            logging.shutdown()
-            os._exit(128 + signals.second.result())  # a second signal ends now, whatever still runs
+        await pool.drain(settings.drain_timeout_s)
         for site in list(runner.sites):
             await site.stop()
         await asyncio.sleep(LAST_WORDS_S)  # whoever was let in last is still told so
@@ -87,18 +83,18 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
 
 
 class _Signals:
-    """The first and the second SIGTERM or SIGINT, as futures of the signal's number."""
+    """The first SIGTERM or SIGINT, as a future of the signal's number. A second one ends the process now, whatever still runs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.first: asyncio.Future[int] = loop.create_future()
-        self.second: asyncio.Future[int] = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._note, number)
 
     def _note(self, number: int) -> None:
-        future = self.second if self.first.done() else self.first
-        if not future.done():
-            future.set_result(number)
+        if self.first.done():
+            logging.shutdown()
+            os._exit(128 + number)
+        self.first.set_result(number)
 
 
 def _reload_on_sighup(loop: asyncio.AbstractEventLoop, keys: Keys) -> None:

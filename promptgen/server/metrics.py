@@ -1,7 +1,7 @@
 """What Prometheus reads at GET /metrics. A registry for each application; nothing is global.
 
-What the engine counts itself is read when somebody asks (`_EngineCollector`); what a request tells is observed once, when it ends
-(`Metrics.observe`). Labels are templates of routes, statuses and words of this program: never a prompt, a path or a key.
+What the engines count themselves is read when somebody asks (`_EngineCollector`); what a request tells is observed once, when it ends
+(`Metrics.observe`). Labels are templates of routes, statuses, names of models and words of this program: never a prompt, a path or a key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 import promptgen
-from promptgen.generation.async_engine import AsyncEngine, State
+from promptgen.generation.async_engine import State
+from promptgen.generation.pool import ModelPool
 from promptgen.generation.request import Answer
 from promptgen.server.outcome import Outcome, route_of
 
@@ -32,12 +33,12 @@ _SUPERSEDED = "superseded"
 
 
 class Metrics:
-    """The metrics of one application over one engine."""
+    """The metrics of one application over its models."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, pool: ModelPool) -> None:
         self.registry = registry = CollectorRegistry()
         self.lag = LoopLag(registry)
-        registry.register(_EngineCollector(engine))
+        registry.register(_EngineCollector(pool))
         ProcessCollector(registry=registry)
         Info("promptgen_build", "This program.", registry=registry).info({"version": promptgen.__version__})
 
@@ -152,43 +153,58 @@ class LoopLag(Collector):
 
 
 class _EngineCollector(Collector):
-    """What the engine counts itself, read when it is asked for."""
+    """What the engines count themselves, read when it is asked for. Gauges are sums over the models. Counters are each model's own: one that is
+    loaded anew begins at 0, and in a sum that would look as if all did."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
 
     def collect(self) -> Iterator[Metric]:
-        engine, stats, info = self._engine, self._engine.stats, self._engine.info
-
-        state = GaugeMetricFamily("promptgen_engine_state", "1 for the state the engine is in.", labels=["state"])
+        state = GaugeMetricFamily(
+            "promptgen_engine_state", "1 for the state of the model that is furthest from answering.", labels=["state"]
+        )
         for name in get_args(State):
-            state.add_metric([name], float(engine.state == name))
+            state.add_metric([name], float(self._pool.state == name))
         yield state
-        model = GaugeMetricFamily("promptgen_model_info", "The model that is served.", labels=["model", "step"])
-        if info is not None:
-            model.add_metric([info.name, stats.steps], 1)
+        model = GaugeMetricFamily("promptgen_model_info", "The models that are served.", labels=["model", "step"])
+        for _, engine in self._pool:
+            if engine.info is not None:
+                model.add_metric([engine.info.name, engine.stats.steps], 1)
         yield model
+        yield from self._gauges()
+        yield from self._counters()
 
-        waiting = stats.num_waiting
+    def _gauges(self) -> Iterator[Metric]:
+        engines = [engine for _, engine in self._pool]
+        waiting = sum(engine.stats.num_waiting for engine in engines)
+        active = sum(engine.num_active for engine in engines)
+        rows = sum(engine.stats.num_rows for engine in engines)
+        max_rows = sum(engine.stats.max_rows for engine in engines)
+        max_queue = sum(engine.settings.max_queue for engine in engines)
         gauges: dict[str, tuple[str, float]] = {
             "requests_waiting": ("Requests none of whose candidates runs yet.", waiting),
-            "requests_running": ("Requests being decoded.", max(0, engine.num_active - waiting)),
-            "requests_limit": ("Requests that may wait or run at once.", engine.settings.max_queue),
-            "engine_rows": ("Candidates being decoded.", stats.num_rows),
-            "engine_rows_limit": ("Candidates that can be decoded at once.", stats.max_rows),
-            "batch_fill_ratio": ("Rows in use, of those there are.", stats.num_rows / max(1, stats.max_rows)),
+            "requests_running": ("Requests being decoded.", max(0, active - waiting)),
+            "requests_limit": ("Requests that may wait or run at once.", max_queue),
+            "engine_rows": ("Candidates being decoded.", rows),
+            "engine_rows_limit": ("Candidates that can be decoded at once.", max_rows),
+            "batch_fill_ratio": ("Rows in use, of those there are.", rows / max(1, max_rows)),
         }
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(f"promptgen_{name}", help, value)
 
-        prompt = CounterMetricFamily(
-            "promptgen_prompt_tokens", "Prompt tokens: computed, or reused from the cache.", labels=["source"]
-        )
-        prompt.add_metric(["computed"], stats.num_prompt_tokens)
-        prompt.add_metric(["reused"], stats.num_reused_tokens)
-        yield prompt
-        yield CounterMetricFamily("promptgen_generated_tokens", "Tokens drawn.", stats.num_generated_tokens)
-        yield CounterMetricFamily(
-            "promptgen_recalled_tokens", "Tokens of candidates drawn for an earlier request.", stats.num_recalled_tokens
-        )
-        yield CounterMetricFamily("promptgen_engine_steps", "Steps of the engine.", stats.num_steps)
+    def _counters(self) -> Iterator[Metric]:
+        def counter(name: str, help: str, *labels: str) -> CounterMetricFamily:
+            return CounterMetricFamily(f"promptgen_{name}", help, labels=["model", *labels])
+
+        prompt = counter("prompt_tokens", "Prompt tokens: computed, or reused from the cache.", "source")
+        generated = counter("generated_tokens", "Tokens drawn.")
+        recalled = counter("recalled_tokens", "Tokens of candidates drawn for an earlier request.")
+        steps = counter("engine_steps", "Steps of the engine.")
+        for model, engine in self._pool:
+            stats = engine.stats
+            prompt.add_metric([model, "computed"], stats.num_prompt_tokens)
+            prompt.add_metric([model, "reused"], stats.num_reused_tokens)
+            generated.add_metric([model], stats.num_generated_tokens)
+            recalled.add_metric([model], stats.num_recalled_tokens)
+            steps.add_metric([model], stats.num_steps)
+        yield from (prompt, generated, recalled, steps)

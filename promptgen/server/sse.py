@@ -7,7 +7,7 @@
     data: [DONE]
 
 The line with the result stays under 64 KiB like every other: a longer result is null there, its pieces have been sent.
-Errors before the first byte are ordinary HTTP errors. A reader that takes nothing for 30 s is dropped.
+Errors before the first byte are ordinary HTTP errors. A reader that takes nothing for 30 s is dropped (server/protocol).
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from promptgen.server.guards import wants_ascii
 from promptgen.server.outcome import ID, OUTCOME, Outcome
 
 HEARTBEAT_S = 15.0
-STALLED_READER_S = 30.0
 MAX_LINE_BYTES = 64 * 1024 - 1
 PIECE_CHARACTERS = 4000  # 12 bytes each at most, when escaped
 _DONE = b"data: [DONE]\n\n"
@@ -52,9 +51,9 @@ async def stream_answer(
         first = await anext(events)
         try:
             await response.prepare(request)
-            await send(request, response, first)
+            await response.write(first)
             async for event in events:
-                await send(request, response, event)
+                await response.write(event)
         except ConnectionResetError:
             writer.outcome.left = True
             _log.info("the reader of a stream left", extra={"request_id": request[ID]})
@@ -106,17 +105,6 @@ def new_response(request: web.Request) -> web.StreamResponse:
             "X-Content-Type-Options": "nosniff",
         }
     )
-
-
-async def send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    """Raises ConnectionResetError, and cuts the connection, when the reader takes nothing for too long."""
-    try:
-        async with asyncio.timeout(STALLED_READER_S):
-            await response.write(data)
-    except TimeoutError as fault:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the reader took nothing for too long") from fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +179,9 @@ async def send_events(request: web.Request, events: AsyncGenerator[bytes, None])
         first = await anext(events)
         try:
             await response.prepare(request)
-            await send(request, response, first)
+            await response.write(first)
             async for event in events:
-                await send(request, response, event)
+                await response.write(event)
         except ConnectionResetError:
             request[OUTCOME].left = True
             _log.info("the reader of a stream left", extra={"request_id": request[ID]})

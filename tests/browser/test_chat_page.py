@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from scripted import Fields, Reply, ScriptedService
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -43,6 +44,15 @@ class Chat(Page):
 
     def ask(self, question: str) -> None:
         self.press(question, Keys.ENTER)
+
+    def press_wherever(self, *keys: str) -> None:
+        """Presses keys without going to the box first."""
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    @property
+    def focused(self) -> str:
+        """The id of what has the focus."""
+        return str(self.driver.execute_script("return document.activeElement.id"))
 
     def says(self, *texts: str) -> None:
         """Waits until exactly these stand in the bubbles and nothing is on its way."""
@@ -178,6 +188,50 @@ def test_stopped_before_a_word_the_question_is_back_in_the_box(chat: Chat, scrip
     chat.wait(lambda: len(scripted.left) == 1)
 
 
+def test_escape_stops_wherever_the_focus_is(chat: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["late"], before_s=5)
+    chat.find(".example").click()
+    chat.wait(lambda: scripted.calls)
+    assert chat.focused == "stop", "the example that had it is gone"
+    chat.press_wherever(Keys.ESCAPE)
+    chat.says()
+    assert (chat.text, chat.focused) == (FIRST, "box")
+    chat.press(Keys.ENTER)
+    chat.wait(lambda: len(scripted.calls) == 2)
+    chat.driver.execute_script("document.activeElement.blur()")
+    chat.press_wherever(Keys.ESCAPE)
+    chat.says()
+    assert chat.text == FIRST
+
+
+def test_escape_stops_answering_anew(answered: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["late"], before_s=5)
+    answered.find(".last .again").click()
+    answered.wait(lambda: len(scripted.calls) == 2)
+    assert answered.focused == "stop"
+    answered.press_wherever(Keys.ESCAPE)
+    answered.says(FIRST, SALT)
+    assert answered.focused == "box"
+
+
+def test_escape_of_an_input_method_stops_nothing(chat: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply([SALT], stepwise=True)
+    chat.ask("x")
+    chat.wait(lambda: scripted.calls)
+    escape = """
+      const event = new KeyboardEvent("keydown", {key: "Escape", bubbles: true, cancelable: true, ...arguments[0]});
+      document.getElementById("box").dispatchEvent(event);
+    """
+    chat.compose("g", "gao")
+    chat.driver.execute_script(escape, {"isComposing": True})
+    chat.settle("")
+    chat.driver.execute_script(escape, {"keyCode": 229})  # Safari: the composition ends before the key that ended it
+    assert chat.is_shown("#stop")
+    for _ in range(len(SALT) + 1):
+        scripted.go_on()
+    chat.says("x", SALT)
+
+
 # Choosing
 
 
@@ -221,6 +275,8 @@ def test_answering_anew_stopped_or_failed_leaves_what_was_there(answered: Chat, 
     answered.wait(lambda: "busy" in answered.notice)
     answered.says(FIRST, SALT)
     assert answered.text == ""
+    assert "older answer stays" in answered.notice
+    assert "below" not in answered.notice
 
 
 def test_an_answer_is_copied(answered: Chat) -> None:
@@ -301,7 +357,9 @@ def test_a_long_talk_is_sent_from_its_end(chat: Chat, scripted: ScriptedService)
         (Reply(status=503, code="overloaded"), "busy"),
         (Reply(status=504, code="deadline_exceeded"), "too long"),
         (Reply(status=400, code="context_length_exceeded"), "fewer words"),
-        (Reply(status=500, code="internal_error"), "went wrong"),
+        (Reply(status=413, code="body_too_large"), "fewer words"),
+        (Reply(status=500, code="internal_error", headers={"X-Request-Id": "r-1"}), "under r-1"),
+        (Reply(status=502), "or on the way to it."),
     ],
 )
 def test_a_failure_is_explained_and_the_question_kept(
@@ -317,6 +375,46 @@ def test_a_failure_is_explained_and_the_question_kept(
     chat.press(Keys.ENTER)
     chat.says("x", SALT)
     assert chat.notice == ""
+
+
+def test_a_question_that_failed_stands_before_the_one_being_written(chat: Chat, scripted: ScriptedService) -> None:
+    chat.expects_network_faults = True
+    scripted.answer = lambda fields: Reply(status=503, code="overloaded", before_s=0.5)
+    chat.ask("x")
+    chat.wait(lambda: scripted.calls)
+    chat.press("why", Keys.ARROW_LEFT)
+    chat.wait(lambda: "stands below" in chat.notice)
+    assert chat.text == "x\nwhy"
+    assert chat.focused == "box"
+    chat.press_wherever("a")
+    assert chat.text == "x\nwhay", "the caret is where it was"
+    chat.press(Keys.CONTROL, "z")
+    chat.press(Keys.CONTROL, "z")
+    assert chat.text == "why"
+
+
+def test_a_question_that_was_stopped_stands_before_the_one_being_written(chat: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["late"], before_s=5)
+    chat.ask("x")
+    chat.wait(lambda: scripted.calls)
+    chat.press("y", Keys.ESCAPE)
+    chat.says()
+    assert chat.text == "x\ny"
+    scripted.answer = lambda fields: Reply([SALT])
+    chat.press(Keys.ENTER)
+    chat.says("x\ny", SALT)
+
+
+def test_a_question_that_failed_does_not_break_into_a_composition(chat: Chat, scripted: ScriptedService) -> None:
+    chat.expects_network_faults = True
+    scripted.answer = lambda fields: Reply(status=503, code="overloaded", before_s=0.5)
+    chat.ask("x")
+    chat.wait(lambda: scripted.calls)
+    chat.compose("g", "gao")
+    chat.wait(lambda: "stands below" in chat.notice)
+    assert chat.text == "gao"
+    chat.settle("高")
+    chat.wait(lambda: chat.text == "x\n高", lambda: chat.text)
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(chat: Chat, scripted: ScriptedService) -> None:
@@ -360,6 +458,18 @@ def test_it_speaks_both_languages_and_always_says_that_it_is_no_doctor(answered:
     answered.open()
     assert answered.find("#language").text == "English"
     assert "问答" in answered.driver.title
+
+
+def test_both_dictionaries_say_the_same_things(chat: Chat) -> None:
+    names, used = chat.driver.execute_async_script("""
+      import(location.origin + "/pages/chat-words.js").then(({words}) => arguments[0]([
+        Object.values(words).map(said => Object.entries(said).map(([name, text]) => [name, text.match(/\\{\\w+\\}/g)])),
+        ["word", "label", "placeholder"].flatMap(kind => [...document.querySelectorAll(`[data-${kind}]`)].map(e => e.dataset[kind])),
+      ]));
+    """)
+    english, chinese = names
+    assert english == chinese
+    assert set(used) <= {name for name, _ in english}
 
 
 def test_a_screen_reader_is_told_who_speaks_and_what_happens(answered: Chat) -> None:

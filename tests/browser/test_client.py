@@ -143,6 +143,11 @@ def test_failures_are_one_class_with_what_a_caller_needs(run: Any) -> None:
         async () => stream(event({index: 0, text: "a"})),
         async () => stream("data: {oops\\n\\n"),
         async () => new Response(new ReadableStream({start: c => c.error(new TypeError("network"))}), stream()),
+        answer(500, "null"),
+        answer(500, '{"error": null}'),
+        answer(500, '{"error": "no object"}'),
+        async () => stream(event(null)),
+        async () => stream(event({error: null})),
       ]) {
         globalThis.fetch = fetch;
         failures.push(await failure(client.suggest("x")));
@@ -153,7 +158,9 @@ def test_failures_are_one_class_with_what_a_caller_needs(run: Any) -> None:
     assert [(failure["status"], failure["code"]) for failure in failures] == [
         (503, "some_code"), (502, ""), (200, "unexpected_answer"), (0, "unreachable"),
         (409, "superseded"), (0, "interrupted"), (200, "unexpected_answer"), (0, "interrupted"),
+        (500, ""), (500, ""), (500, ""), (200, "unexpected_answer"), (500, ""),
     ]  # fmt: skip
+    assert all(failure["message"] for failure in failures)
     assert failures[0] | {"message": "not now", "param": "seed", "retryAfter": 7, "requestId": "r1"} == failures[0]
 
 
@@ -190,6 +197,17 @@ def test_an_abort_ends_the_call_here_and_in_the_service(run: Any, scripted: Scri
     while not scripted.left and time.monotonic() < end:
         time.sleep(0.01)
     assert [fields["context"] for fields in scripted.left] == ["x"]
+
+
+def test_an_abort_while_a_refusal_is_read_is_an_abort(run: Any) -> None:
+    name = run("""
+      const hurry = new AbortController();
+      globalThis.fetch = async (url, {signal}) => new Response(
+        new ReadableStream({start: c => signal.addEventListener("abort", () => c.error(signal.reason))}), {status: 503});
+      setTimeout(() => hurry.abort(), 20);
+      return (await failure(client.suggest("x", {signal: hurry.signal}))).name;
+    """)
+    assert name == "AbortError"
 
 
 def test_a_signal_that_is_aborted_already_asks_nothing(run: Any, scripted: ScriptedService) -> None:

@@ -567,13 +567,16 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(page: Page, scripted: ScriptedSe
 
 def test_other_failures_are_said_and_forgotten_with_the_next_answer(page: Page, scripted: ScriptedService) -> None:
     page.expects_network_faults = True
-    for status, code, words in (
-        (400, "context_length_exceeded", "longer than the model can read"),
-        (403, "origin_not_allowed", "does not answer this address"),
-        (504, "deadline_exceeded", "took too long"),
-        (500, "internal_error", "went wrong"),
+    for status, code, request_id, words in (
+        (400, "context_length_exceeded", "r-1", "longer than the model can read"),
+        (403, "origin_not_allowed", "r-2", "does not answer this address"),
+        (413, "body_too_large", "r-3", "longer than the model can read"),
+        (504, "deadline_exceeded", "r-4", "took too long"),
+        (500, "internal_error", "r-5", "more under r-5"),
+        (502, "", "", "or on the way to it."),
     ):
-        scripted.answer = lambda fields, status=status, code=code: Reply(status=status, code=code)
+        reply = Reply(status=status, code=code, headers={"X-Request-Id": request_id} if request_id else {})
+        scripted.answer = lambda fields, reply=reply: reply
         page.press("x")
         page.wait(lambda words=words: words in page.notice, lambda: page.notice)
     scripted.answer = lambda fields: Reply(["a"])

@@ -23,6 +23,7 @@ from promptgen.generation.engine import Engine
 from promptgen.generation.prompts import PromptCache
 from promptgen.generation.request import Event
 from promptgen.generation.runner import Runner
+from promptgen.generation.worker import Worker
 
 armed = threading.Event()
 
@@ -91,6 +92,17 @@ def jump_clock() -> None:
     time.time_ns = lambda: int(wrong() * 1e9)  # type: ignore[assignment]
 
 
+def load_slowly() -> None:
+    """From the start on, without a signal."""
+    run = Worker._run
+
+    def slow(worker: Worker, loaded: Any) -> None:
+        time.sleep(60)
+        run(worker, loaded)
+
+    Worker._run = slow  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "die": lambda: before_step(die),
     "hang": lambda: before_step(hang),
@@ -98,6 +110,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "step": fail_once,
     "admission": refuse_memory,
     "clock": jump_clock,
+    "load": load_slowly,
 }
 
 

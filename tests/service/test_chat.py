@@ -133,6 +133,8 @@ def test_system_messages_and_words_that_look_like_special_tokens_are_no_harm(ser
         ({"question": QUESTION, "maxlength": 3}, "unknown_field", "maxlength"),
         ({"question": QUESTION * 400}, "context_length_exceeded", "question"),
         ({"question": QUESTION, "max_new_tokens": 10**9}, "context_length_exceeded", "question"),
+        ({"messages": [{"role": "user", "content": "[SEP]"}]}, "invalid_value", "messages"),
+        ({"messages": [*TALK, {"role": "user", "content": QUESTION * 400}]}, "context_length_exceeded", "messages"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -264,6 +264,32 @@ def test_draining_refuses_new_work_and_a_second_signal_ends_at_once(
         connection.close()
 
 
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_while_loading_ends_at_once(
+    start_server: ServerFactory, second: signal.Signals, code: int
+) -> None:
+    server = start_server(ready=False, program=(str(ROOT / "tests" / "service" / "faulty_server.py"), "load"))
+    server.wait_until("/health", 200)
+    server.process.terminate()
+    time.sleep(1)  # it waits for the thread that loads
+    assert server.process.poll() is None
+    server.process.send_signal(second)
+    assert server.process.wait(3) == code
+
+
+def test_a_second_signal_after_the_drain_ends_at_once(start_server: ServerFactory) -> None:
+    server = start_server("--drain-timeout-s", "0")
+    with server.connect() as busy:
+        body = json.dumps({"context": "高血压要注意", "samples": 64, "maxlength": 240, **WILD})
+        busy.sendall(server.http(body, "Content-Type: application/json"))
+        time.sleep(0.3)
+        server.process.terminate()
+        time.sleep(0.6)  # the drain is over, and connections are waited for
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(3) == 130
+
+
 def test_promptgen_serve_on_its_default_settings_is_the_same_service() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,8 +14,11 @@ from promptgen.server.faults import HttpFault
 from promptgen.server.keys import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.service.conftest import ServerFactory
 
+ROOT = Path(__file__).resolve().parents[2]
 ONE, OTHER = {"X-Api-Key": "one"}, {"X-Api-Key": "other"}
 TINY = {"context": "高血压", "maxlength": 1, "samples": 1}
 WILD = {"temperature": 2, "top_k": 0, "top_p": 0}
@@ -67,6 +71,16 @@ def test_no_limit_keeps_no_books() -> None:
     limits = Limits(0, 0)
     with limits.using("a"):
         assert limits._uses == {}
+
+
+@pytest.mark.parametrize("option", ["--requests-per-minute", "--requests-at-once"])
+def test_a_limit_without_keys_is_refused_at_start(run_command: Callable[..., Any], option: str) -> None:
+    done = run_command("serve", "--port", "0", option, "5")
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert option in line
+    assert "--api-key-file" in line
+    assert f"| `{option}` |" in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def test_over_its_requests_a_minute_a_key_is_told_when_to_come_back(start_server: ServerFactory) -> None:

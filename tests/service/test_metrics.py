@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from promptgen.config import EngineSettings, ServeSettings
 from promptgen.errors import UsageError
-from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.async_engine import AsyncEngine, State
+from promptgen.generation.pool import ModelPool
 from promptgen.generation.request import Answer, Candidate
 from promptgen.server import metrics
 from promptgen.server.app import make_app
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "绝密文字"  # stands in prompts; must never be told on
+MODEL = "final_model"
 WILD = {"temperature": 2, "top_k": 0, "top_p": 0}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -136,7 +138,7 @@ def test_an_answer_is_counted_in_every_way(seen: Server) -> None:
     assert grown(before, after, "inter_token_seconds_sum") == pytest.approx(pace, abs=2e-6)
     assert grown(before, after, "answered_prompt_tokens_total") == usage["prompt_tokens"]
     assert grown(before, after, "answered_unknown_tokens_total") == 2
-    assert grown(before, after, "generated_tokens_total") >= usage["completion_tokens"]
+    assert grown(before, after, "generated_tokens_total", model=MODEL) >= usage["completion_tokens"]
     reasons = [candidate["finish_reason"] for candidate in answer["candidates"]]
     for reason in ("stop", "length"):
         assert grown(before, after, "candidates_total", finish_reason=reason) == reasons.count(reason)
@@ -151,6 +153,17 @@ def test_a_streamed_answer_is_counted_alike(seen: Server) -> None:
     assert sum(grown(before, after, "candidates_total", finish_reason=r) for r in ("stop", "length")) == 2
 
 
+def test_several_contexts_are_counted_as_one_answer_of_all_their_candidates(seen: Server) -> None:
+    before = scrape(seen)
+    reply = seen.post({"context": ["高血压要注意", " ", "写一首诗"], "samples": 2, "maxlength": 4, "details": True})
+    after = scrape(seen)
+    assert list(timing_of(reply)) == ["queue", "prefill", "decode", "total"]
+    assert sum(grown(before, after, "candidates_total", finish_reason=r) for r in ("stop", "length")) == 4
+    assert grown(before, after, "answered_prompt_tokens_total") == reply.json["usage"]["prompt_tokens"]
+    for name in ("queue", "prefill", "decode", "time_to_first_token"):
+        assert grown(before, after, f"{name}_seconds_count") == 1, name
+
+
 def test_a_prompt_that_was_read_before_is_reused(seen: Server) -> None:
     fields = {"context": "今天我们要去公园散步，顺便 ", "samples": 1, "maxlength": 2}
     first, second = [], []
@@ -158,12 +171,12 @@ def test_a_prompt_that_was_read_before_is_reused(seen: Server) -> None:
         times.append(scrape(seen))
         seen.generate(**fields)
         times.append(scrape(seen))
-    computed = grown(*first, "prompt_tokens_total", source="computed")
+    computed = grown(*first, "prompt_tokens_total", model=MODEL, source="computed")
     assert computed > 2
-    assert grown(*second, "prompt_tokens_total", source="reused") > grown(
-        *first, "prompt_tokens_total", source="reused"
+    assert grown(*second, "prompt_tokens_total", model=MODEL, source="reused") > grown(
+        *first, "prompt_tokens_total", model=MODEL, source="reused"
     )
-    assert grown(*second, "prompt_tokens_total", source="computed") < computed
+    assert grown(*second, "prompt_tokens_total", model=MODEL, source="computed") < computed
 
 
 def test_errors_are_counted_by_status_and_code(seen: Server) -> None:
@@ -416,15 +429,32 @@ def test_without_the_extra_otel_is_a_usage_error(monkeypatch: pytest.MonkeyPatch
 # -- without a process ---------------------------------------------------------------------------------------------------
 
 
+def pool_of(*names: str) -> ModelPool:
+    return ModelPool({name: AsyncEngine(EngineSettings()) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [(("ready", "ready"), "ready"), (("ready", "failed"), "failed"), (("ready", "unloaded"), "ready")],
+)
+def test_the_state_is_that_of_the_model_that_is_furthest_from_answering(states: tuple[State, State], told: str) -> None:
+    pool = pool_of("one", "other")
+    for (_, engine), state in zip(pool, states, strict=True):
+        engine.state = state
+    families = metrics.Metrics(pool).registry.collect()
+    shown = {s.labels["state"] for f in families for s in f.samples if s.name == "promptgen_engine_state" and s.value}
+    assert shown == {told}
+
+
 def test_two_applications_count_apart() -> None:
-    one, other = (metrics.Metrics(AsyncEngine(EngineSettings())) for _ in range(2))
+    one, other = (metrics.Metrics(pool_of("one")) for _ in range(2))
     one.observe_answer(Answer((Candidate("a", 3, None, "stop"),), 5, 0.1, 0.2, 0.3, num_unknown_tokens=2))
     name = "promptgen_answered_unknown_tokens_total"
     assert (one.registry.get_sample_value(name), other.registry.get_sample_value(name)) == (2, 0)
 
 
 def test_an_answer_of_one_token_has_no_pace() -> None:
-    seen = metrics.Metrics(AsyncEngine(EngineSettings()))
+    seen = metrics.Metrics(pool_of("one"))
     seen.observe_answer(Answer((Candidate("a", 1, None, "length"),), 5, 0.1, 0.2, 0.0))
     seen.observe_answer(Answer((), 5))
     assert seen.registry.get_sample_value("promptgen_inter_token_seconds_count") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -79,6 +80,22 @@ def test_a_request_says_which_model_answers_it(two: Server) -> None:
     asked = {"model": "hot", "prompt": "高血压", "max_tokens": 4, "seed": 1}
     assert two.post(asked, path="/v1/completions").json["model"] == "hot"
     assert two.post({"text": "高血压", "model": "hot"}, path="/tokenize").status == 200
+
+
+def test_metrics_are_of_all_models(two: Server) -> None:
+    def generated(model: str) -> float:
+        [tokens] = re.findall(rf'^promptgen_generated_tokens_total{{model="{model}"}} (\S+)$', metrics(), re.MULTILINE)
+        return float(tokens)
+
+    def metrics() -> str:
+        return two.get("/metrics").body.decode()
+
+    before = generated("first"), generated("hot")
+    result(two, model="hot", seed=11)
+    assert generated("first") == before[0]
+    assert generated("hot") > before[1]
+    assert "promptgen_requests_limit 512.0" in metrics()
+    assert set(re.findall(r'^promptgen_model_info{model="(\w+)"', metrics(), re.MULTILINE)) == {"first", "hot"}
 
 
 @pytest.mark.parametrize("path", ["/generate", "/chat", "/tokenize", "/detokenize"])

@@ -6,18 +6,21 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from aiohttp import hdrs, web
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import BaseModel
 
 from promptgen.config import EngineSettings, ServeSettings
-from promptgen.generation.async_engine import AsyncEngine
+from promptgen.generation.async_engine import AsyncEngine, State
 from promptgen.server.app import make_app
+from promptgen.server.chat import ChatBody
 from promptgen.server.docs_page import VIEWER
 from promptgen.server.openapi import FAULTS, OPERATIONS, document
+from promptgen.server.schema import GenerateBody
 
 if TYPE_CHECKING:
     from tests.service.conftest import Server
@@ -184,6 +187,21 @@ def test_the_reference_names_every_route_field_and_status() -> None:
     fields = {field for schema in DOCUMENT["components"]["schemas"].values() for field in schema.get("properties", {})}
     assert [field for field in sorted(fields) if f"`{field}`" not in text + openai] == []
     assert [status for status in FAULTS if not re.search(rf"^\| [\d, ]*\b{status}\b", text, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize(("title", "body"), [("POST /generate", GenerateBody), ("POST /chat", ChatBody)])
+def test_a_table_has_every_field_of_its_body(title: str, body: type[BaseModel]) -> None:
+    assert set(body.model_fields) - set(re.findall(r"^\| `(\w+)` \|", section(title), re.MULTILINE)) == set()
+
+
+def test_the_reference_names_every_state() -> None:
+    text = section("GET /health, GET /ready, GET /version")
+    assert [state for state in get_args(State) if f"`{state}`" not in text] == []
+
+
+def section(title: str) -> str:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def test_the_reference_names_every_error_code() -> None:

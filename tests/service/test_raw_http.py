@@ -98,6 +98,30 @@ def test_other_expectations_are_417(server: Server) -> None:
     assert answer.startswith(b"HTTP/1.1 417 ")
 
 
+@pytest.mark.parametrize("expectation", ["hello", "100-continue"])
+@pytest.mark.parametrize(
+    ("line", "host", "status", "code"),
+    [
+        ("POST /nope HTTP/1.1", "localhost", 404, "not_found"),
+        ("DELETE /generate HTTP/1.1", "localhost", 405, "method_not_allowed"),
+        ("OPTIONS /generate HTTP/1.1", "localhost", 405, "method_not_allowed"),
+        ("POST /nope HTTP/1.1", "evil.example", 403, "host_not_allowed"),
+        ("POST /generate HTTP/1.1", "evil.example", 403, "host_not_allowed"),
+    ],
+)
+def test_an_expectation_changes_no_refusal(
+    server: Server, line: str, host: str, status: int, code: str, expectation: str
+) -> None:
+    raw = server.http(
+        "{}", TYPE, f"Host: {host}", f"Expect: {expectation}", "X-Request-Id: mine", line=line, host=False
+    )
+    head, body = split(server.exchange(raw))
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nX-Request-Id: mine\r\n" in head
+    assert json.loads(body)["error"]["code"] == code
+    assert b"hello" not in head + body
+
+
 @pytest.mark.parametrize(
     "part", [b"", b'{"context": "a', BODY.encode()[:-1]], ids=["nothing", "a part", "all but one byte"]
 )

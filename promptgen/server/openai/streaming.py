@@ -20,9 +20,9 @@ from promptgen.generation.async_engine import Delta
 from promptgen.generation.request import Answer, TextRequest
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
-from promptgen.server.openai.common import Served, combined, merged
-from promptgen.server.outcome import ID, OUTCOME, Outcome
-from promptgen.server.sse import HEARTBEAT_S, new_response, send, settle
+from promptgen.server.openai.common import Served, merged
+from promptgen.server.outcome import ID, OUTCOME, Outcome, combined
+from promptgen.server.sse import HEARTBEAT_S, new_response, settle
 
 Chunk = dict[str, Any]
 _DONE = b"data: [DONE]\n\n"
@@ -45,9 +45,9 @@ async def stream_chunks(
         first = await anext(events)
         try:
             await response.prepare(request)
-            await send(request, response, first)
+            await response.write(first)
             async for event in events:
-                await send(request, response, event)
+                await response.write(event)
         except ConnectionResetError:
             outcome.left = True
             _log.info("the reader of a stream left", extra={"request_id": request[ID]})

@@ -34,6 +34,26 @@ export class Box {
     this.#insert(text);
   }
 
+  /**
+   * Puts a line before what is being written, where the caret stays; into a blank box it comes alone.
+   * A composition is waited for: writing beside it would break it off.
+   */
+  putBefore(line) {
+    if (this.#composing) {
+      this.#field.addEventListener("compositionend", () => setTimeout(() => this.putBefore(line)), { once: true });
+    } else if (this.text.trim() === "") {
+      this.text = line;
+    } else {
+      const { selectionStart, selectionEnd } = this.#field;
+      const lengthBefore = this.text.length;
+      this.#field.focus();
+      this.#field.setSelectionRange(0, 0);
+      this.#insert(`${line}\n`);
+      const shift = this.text.length - lengthBefore;
+      this.#field.setSelectionRange(selectionStart + shift, selectionEnd + shift);
+    }
+  }
+
   /** Whether a key belongs to the input method. Safari ends the composition before the key that ended it: 229 gives it away. */
   isComposing(event) {
     return this.#composing || event.isComposing || event.keyCode === 229;

@@ -19,20 +19,21 @@ switchTheme(element("theme"));
 const language = new Language(words, element("language"), () => view && show(view, "translated"));
 const say = (name, places) => language.say(name, places);
 const box = new Box(element("box"), { onText: () => {}, onHold: () => {} });
-const talk = new Talk(newClient(), { onView: show, onReturn: giveBack });
-const bubbles = new Bubbles(element("talk"), say, { onChoose: choose, onAgain: () => talk.again(), onCopy: copy });
+const talk = new Talk(newClient(), { onView: show, onReturn: (question) => box.putBefore(question) });
+const bubbles = new Bubbles(element("talk"), say, { onChoose: choose, onAgain: answerAnew, onCopy: copy });
 
 element("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   send(box.text);
 });
 element("box").addEventListener("keydown", onKey);
+document.addEventListener("keydown", onEscape); // wherever the focus is
 element("stop").addEventListener("click", () => talk.stop());
 element("clear").addEventListener("click", () => {
   talk.clear();
   element("box").focus();
 });
-element("welcome").addEventListener("click", ({ target }) => target.matches(".example") && send(target.textContent));
+element("welcome").addEventListener("click", ({ target }) => target.matches(".example") && sendExample(target));
 element("key-form").addEventListener("submit", useKey);
 talk.show();
 
@@ -46,16 +47,25 @@ function send(question) {
   talk.ask(question.trim());
 }
 
+/** The button that was pressed is gone: the focus goes to the one that stops. (In the box it would open a phone's keyboard.) */
+function sendExample({ textContent }) {
+  send(textContent);
+  element("stop").focus();
+}
+
+function answerAnew() {
+  talk.again();
+  element("stop").focus(); // as after an example
+}
+
+function onEscape(event) {
+  if (event.key === "Escape" && talk.isAnswering && !box.isComposing(event)) talk.stop();
+}
+
 function onKey(event) {
-  if (event.key === "Escape" && talk.isAnswering) talk.stop();
   if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.altKey || event.metaKey || box.isComposing(event)) return;
   event.preventDefault();
   send(box.text);
-}
-
-/** A question that was not answered is there to be sent again, unless another one is being written. */
-function giveBack(question) {
-  if (box.text === "") box.text = question;
 }
 
 function choose(index) {
@@ -94,7 +104,8 @@ function announce(what) {
 
 function wordsOf(fault) {
   const word = wordFor(fault);
-  return say(word === "keyWanted" && keptInTab.get("key") ? "keyRefused" : word, fault);
+  const places = { message: fault.message, requestId: fault.requestId, advice: say(view.isBack ? "sendAgain" : "askAnother") };
+  return say(word === "keyWanted" && keptInTab.get("key") ? "keyRefused" : word, places);
 }
 
 async function copy(text, button) {

@@ -87,7 +87,7 @@ export class Promptgen {
       signal?.throwIfAborted();
       throw new PromptgenError("the service cannot be reached", { code: "unreachable", cause });
     }
-    if (!response.ok) throw await refusal(response);
+    if (!response.ok) throw await refusal(response, signal);
     if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw unexpected(response.status);
     return response;
   }
@@ -203,7 +203,7 @@ async function* readEvents(response, signal) {
   }
 }
 
-/** Throws PromptgenError if the event is a failure, or none of the service's. */
+/** Throws PromptgenError if the event is a failure, or none of the service's. What is returned is an object. */
 function readEvent(data, { status, headers }) {
   let event;
   try {
@@ -211,26 +211,30 @@ function readEvent(data, { status, headers }) {
   } catch (cause) {
     throw unexpected(status, cause);
   }
-  if (event.error) throw failure(event.error, headers.get("X-Request-Id"));
+  if (typeof event !== "object" || event === null) throw unexpected(status);
+  if ("error" in event) throw failure(event.error, headers.get("X-Request-Id"));
   return event;
 }
 
-/** An answer other than 200, as an error. Its body need not be the service's own: a proxy may stand between. */
-async function refusal(response) {
-  const { error = {} } = await response.json().catch(() => ({}));
-  return new PromptgenError(error.message ?? `the service answered ${response.status}`, {
+/** An answer other than 200, as an error. Its body need not be the service's own: a proxy may stand between. Throws after `signal`. */
+async function refusal(response, signal) {
+  const body = await response.json().catch(() => null);
+  signal?.throwIfAborted();
+  const error = body?.error;
+  return new PromptgenError(error?.message ?? `the service answered ${response.status}`, {
     status: response.status,
-    code: error.code ?? "",
-    param: error.param ?? null,
+    code: error?.code ?? "",
+    param: error?.param ?? null,
     retryAfter: secondsFrom(response.headers.get("Retry-After")),
     requestId: response.headers.get("X-Request-Id"),
   });
 }
 
 /** A failure that came as an event: the status is what it would have been before the stream began. */
-function failure({ message, code = "", param = null }, requestId) {
+function failure(error, requestId) {
+  const { message, code, param } = error ?? {};
   const status = { superseded: 409, overloaded: 503, deadline_exceeded: 504 }[code] ?? 500;
-  return new PromptgenError(message, { status, code, param, requestId });
+  return new PromptgenError(message ?? "the service failed", { status, code: code ?? "", param: param ?? null, requestId });
 }
 
 /** Retry-After is a number of seconds, or a date if a proxy wrote it. */

@@ -1,4 +1,4 @@
-/** The settings form: what was touched goes with each call, what is empty is left to the model. The form itself says what is allowed. */
+/** The settings form: what it shows goes with each call, what is empty is left to the model. The form itself says what is allowed. */
 
 import { kept } from "./store.js";
 

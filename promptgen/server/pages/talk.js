@@ -8,7 +8,8 @@ const TURNS_SENT = 6; // the service reads the newest few
 
 /**
  * @typedef {{question: string, answers: string[], chosen: number}} Turn   never changed: another one takes its place
- * @typedef {{turns: Turn[], pending: ?{question: string, text: string, replaces: ?Turn}, fault: ?Error}} View
+ * @typedef {{turns: Turn[], pending: ?{question: string, text: string, replaces: ?Turn}, fault: ?Error, isBack: boolean}} View
+ *   `isBack`: the question that failed went back to who asked; it did not if an older answer to it stays.
  */
 
 export class Talk {
@@ -19,6 +20,7 @@ export class Talk {
   #pending = null;
   #running = null;
   #fault = null;
+  #isBack = false;
 
   /** `onView(view, what)` is called whenever there is something else to show; `onReturn(question)` when it was not answered. */
   constructor(client, { onView, onReturn }) {
@@ -112,7 +114,8 @@ export class Talk {
       return;
     }
     this.#pending = null;
-    if (!replaces) this.#onReturn(question);
+    this.#isBack = !replaces;
+    if (this.#isBack) this.#onReturn(question);
     this.#show(isStopped ? "stopped" : "failed", { fault: isStopped ? null : fault });
   }
 
@@ -123,7 +126,7 @@ export class Talk {
 
   #show(what, { fault = this.#fault } = {}) {
     this.#fault = fault;
-    this.#onView({ turns: this.#turns, pending: this.#pending, fault }, what);
+    this.#onView({ turns: this.#turns, pending: this.#pending, fault, isBack: this.#isBack }, what);
   }
 }
 

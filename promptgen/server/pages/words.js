@@ -54,6 +54,7 @@ export const words = {
     late: "The answer took too long. Go on typing to ask again.",
     setting: "The service does not take this setting: {message}",
     broken: "Something went wrong in the service. Its log has more under {requestId}.",
+    brokenNameless: "Something went wrong in the service, or on the way to it.",
   },
   "zh-CN": {
     title: "promptgen · 写个开头，看它怎么接",
@@ -108,5 +109,6 @@ export const words = {
     late: "等得太久了，继续输入会再问一次。",
     setting: "服务不接受这个设置：{message}",
     broken: "服务出了点问题，日志里可以查到 {requestId}。",
+    brokenNameless: "服务或通往它的途中出了点问题。",
   },
 };

@@ -21,7 +21,7 @@ from promptgen.training.shape import TrainConfig
 
 WEIGHTS_FILE = "model.safetensors"
 # A small model's own probabilities are best at the top: what it gives the tail is mostly noise. Read by `promptgen serve` and by transformers.
-SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.1}
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 30, "top_p": 0.85, "repetition_penalty": 1.1}
 
 
 def make_model(config: TrainConfig, data: Path) -> GPT2LMHeadModel:

@@ -199,6 +199,7 @@ class _EngineCollector(Collector):
         prompt = counter("prompt_tokens", "Prompt tokens: computed, or reused from the cache.", "source")
         generated = counter("generated_tokens", "Tokens drawn.")
         recalled = counter("recalled_tokens", "Tokens of candidates drawn for an earlier request.")
+        shared = counter("shared_tokens", "Tokens of candidates computed once for several that say the same so far.")
         steps = counter("engine_steps", "Steps of the engine.")
         for model, engine in self._pool:
             stats = engine.stats
@@ -206,5 +207,6 @@ class _EngineCollector(Collector):
             prompt.add_metric([model, "reused"], stats.num_reused_tokens)
             generated.add_metric([model], stats.num_generated_tokens)
             recalled.add_metric([model], stats.num_recalled_tokens)
+            shared.add_metric([model], stats.num_shared_tokens)
             steps.add_metric([model], stats.num_steps)
-        yield from (prompt, generated, recalled, steps)
+        yield from (prompt, generated, recalled, shared, steps)

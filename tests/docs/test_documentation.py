@@ -58,6 +58,9 @@ def blocks_of(path: Path) -> list[Block]:
     return [Block(marker or "run", script) for marker, script in BLOCK.findall(path.read_text(encoding="utf-8"))]
 
 
+WORKED: set[str] = set()  # scripts of other documents
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -146,8 +149,11 @@ def test_the_commands_of_a_document_work(document: Path, copy: Path, request: py
         script = block.script
         if block.marker != "run":
             script = re.sub(r"(127\.0\.0\.1|localhost):5005", request.getfixturevalue("service"), script)
+        if script in WORKED:
+            continue  # the READMEs have the same commands
         done = run(script, copy)
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        WORKED.add(script)
         if block.marker == "service":
             assert holds_result(done.stdout), f"{script}\nprinted no result: {done.stdout}{done.stderr}"
 

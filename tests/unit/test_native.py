@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from promptgen.config import DEFAULT_MODEL, EngineSettings
+from promptgen.config import DEFAULT_CACHE, DEFAULT_MODEL, EngineSettings
 from promptgen.errors import UsageError
 from promptgen.generation.calibrate import Choice, choose, load_choice, save_choice
 from promptgen.generation.engine import Engine
@@ -376,9 +376,9 @@ def test_rows_after_the_same_tokens_are_computed_once_and_nothing_shows_it(
 
 
 def test_the_same_library_is_loaded_once(tmp_path: Path, kernels: Kernels) -> None:
-    library = compile_library(tmp_path, "auto")
-    other = tmp_path / "other" / library.name
-    other.parent.mkdir()
+    library = find_library(DEFAULT_CACHE.expanduser())
+    assert library is not None  # from which `kernels` are
+    other = tmp_path / library.name
     shutil.copy(library, other)
     first = Kernels.of(library)
     num_open = len(list(Path("/proc/self/fd").iterdir()))

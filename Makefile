@@ -46,9 +46,10 @@ install: $(VENV)/.all
 serve: $(VENV)/.serve $(VENV)/.kernels
 	exec $(BIN)/python web.py
 
-# Two files at a time, the long ones of tests/service before the many short ones of tests/unit.
+# Two files at a time, the long ones of tests/service before the many short ones of tests/unit. One thread of torch for each: more would wait
+# for one another while the other file's have the cores.
 test: $(VENV)/.all
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .

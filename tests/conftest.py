@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,11 @@ from tests.amount import cases
 
 settings.register_profile("promptgen", max_examples=cases(200, 5000), deadline=None)
 settings.load_profile("promptgen")
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell that runs us in the background; children would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ModelFactory = Callable[[int, int, int, int, int], Path]
 StepsFactory = Callable[[Memory, Weights], Steps]

@@ -85,7 +85,9 @@ def test_a_signal_saves_and_a_second_training_in_the_folder_is_refused(data: Pat
         assert first.stderr is not None
         while '"step"' not in first.stderr.readline():
             time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # it would only take the other's time
         second = promptgen("train", data, "--out", tmp_path, *SHAPE, "--steps", "100000")
+        first.send_signal(signal.SIGCONT)
         first.send_signal(signal.SIGTERM)
         said = first.stderr.read()
         assert first.wait(60) == 143

@@ -55,6 +55,18 @@ def hang(_: Engine) -> None:
     ctypes.CDLL(None).sleep(3600)  # in native code, as a lock that is never given back would
 
 
+def plod() -> None:
+    """Every step takes 20 ms at least from the signal on: a model too large for this machine."""
+    step = Engine.step
+
+    def slow(engine: Engine) -> list[Event]:
+        if armed.is_set():
+            time.sleep(0.02)
+        return step(engine)
+
+    Engine.step = slow  # type: ignore[method-assign]
+
+
 def lose_numbers(engine: Engine) -> None:
     engine._runner._memory.values[:, 0, :, 0] = np.nan
 
@@ -106,6 +118,7 @@ def load_slowly() -> None:
 FAULTS: dict[str, Callable[[], None]] = {
     "die": lambda: before_step(die),
     "hang": lambda: before_step(hang),
+    "slow": plod,
     "nan": lambda: before_step(lose_numbers),
     "step": fail_once,
     "admission": refuse_memory,

@@ -118,6 +118,19 @@ def test_a_step_that_hangs_is_seen_and_ends_the_process_with_70(start_faulty: Ca
     assert "in hang" in log, "the stacks of all threads"
 
 
+def test_no_first_token_in_time_is_504(start_faulty: Callable[..., Server]) -> None:
+    server = start_faulty("slow", "--request-timeout-s", "0.3", "--max-rows", "16")
+    body = json.dumps(LONG | {"samples": 64, "maxlength": 240, "min_length": 240})  # every row is taken for 5 s at least
+    break_it(server)
+    with server.connect() as one, server.connect() as other:
+        for connection in (one, other):
+            connection.sendall(server.http(body, "Content-Type: application/json"))
+        until(lambda: metric(server, "promptgen_engine_rows") == 16)
+        server.post({"context": "写一首诗", "samples": 16}).error(504, "deadline_exceeded")
+    until(lambda: metric(server, "promptgen_engine_rows") == 0)
+    server.assert_healthy()
+
+
 def test_numbers_that_are_none_fail_one_request(start_faulty: Callable[..., Server]) -> None:
     server = start_faulty("nan")
     other = LONG | {"context": "写一首诗", "seed": 5, "samples": 2}

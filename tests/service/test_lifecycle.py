@@ -222,16 +222,16 @@ def test_sigterm_while_loading_ends_soon(start_server: ServerFactory) -> None:
 
 def test_sigterm_under_load_loses_nothing_accepted(start_server: ServerFactory) -> None:
     server = start_server()
-    fields = {"context": "高血压要注意", "samples": 8, "maxlength": 120, **WILD}
+    fields = {"context": "高血压要注意", "samples": 24, "maxlength": 120, "min_length": 120, **WILD}
     with ThreadPoolExecutor(6) as pool:
         running: list[Future[Reply]] = [pool.submit(server.post, fields) for _ in range(5)]
         running.append(pool.submit(server.post, fields | {"stream": True}))
-        time.sleep(0.4)
+        time.sleep(0.3)
         assert not any(future.done() for future in running)
         server.process.terminate()
         replies = [future.result(60) for future in running]
     assert [reply.status for reply in replies] == [200] * 6
-    assert [len(reply.json["result"]) for reply in replies[:5]] == [8] * 5
+    assert [len(reply.json["result"]) for reply in replies[:5]] == [24] * 5
     assert replies[5].body.endswith(b"data: [DONE]\n\n")
     assert b'"error"' not in replies[5].body
     assert server.process.wait(30) == 0

@@ -78,6 +78,7 @@ def _tracers(settings: ServeSettings) -> list[Tracer]:
         from promptgen.server.tracing import Tracer
     except ModuleNotFoundError as fault:
         raise UsageError(
-            f"--otel needs OpenTelemetry: pip install 'promptgen[otel]' ({fault.name} is missing)"
+            f"--otel needs OpenTelemetry ({fault.name} is missing): pip install 'promptgen[otel]', "
+            "in a checkout pip install -e '.[otel]'"
         ) from fault
     return [Tracer()]

@@ -105,12 +105,16 @@ def test_a_question_is_answered_and_the_next_one_brings_what_was_said(
 
 
 def test_the_answer_is_seen_as_it_comes(chat: Chat, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply(["one two three"], before_s=0.2, between_s=0.15)
+    scripted.answer = lambda fields: Reply(["one two three"], stepwise=True)
     chat.ask("x")
     chat.wait(lambda: chat.said == ["x", ""] and chat.is_shown("#stop"))
     assert chat.find(".answer").get_attribute("aria-busy") == "true"
+    scripted.go_on()
     chat.wait(lambda: chat.said[-1] == "one")
+    scripted.go_on()
     chat.wait(lambda: chat.said[-1] == "one two")
+    scripted.go_on()
+    scripted.go_on()
     chat.says("x", "one two three")
     assert not chat.driver.find_elements(By.CSS_SELECTOR, "[aria-busy]")
 
@@ -148,10 +152,12 @@ def test_enter_within_a_composition_sends_nothing(chat: Chat, scripted: Scripted
 
 
 def test_while_an_answer_comes_no_other_question_is_sent(chat: Chat, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply([SALT], before_s=0.4)
+    scripted.answer = lambda fields: Reply([SALT], stepwise=True)
     chat.ask("x")
     chat.wait(lambda: scripted.calls)
     chat.ask("y")
+    for _ in range(9):
+        scripted.go_on()
     chat.says("x", SALT)
     assert len(scripted.calls) == 1
     assert chat.text == "y"
@@ -161,8 +167,10 @@ def test_while_an_answer_comes_no_other_question_is_sent(chat: Chat, scripted: S
 
 
 def test_what_came_before_it_was_stopped_stays_and_is_history(chat: Chat, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply(["one two three four five six"], between_s=0.2)
+    scripted.answer = lambda fields: Reply(["one two three four five six"], stepwise=True)
     chat.ask("x")
+    scripted.go_on()
+    scripted.go_on()
     chat.wait(lambda: chat.said[-1:] == ["one two"])
     chat.find("#stop").click()
     chat.wait(lambda: not chat.is_shown("#stop"))
@@ -313,8 +321,9 @@ def test_the_talk_is_there_after_a_reload_and_can_be_cleared(answered: Chat, scr
 
 
 def test_cleared_while_an_answer_comes_nothing_of_it_comes_back(answered: Chat, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply(["one two three"], between_s=0.2)
+    scripted.answer = lambda fields: Reply(["one two three"], stepwise=True)
     answered.ask("x")
+    scripted.go_on()
     answered.wait(lambda: answered.said[-1:] == ["one"])
     answered.find("#clear").click()
     answered.says()
@@ -379,7 +388,7 @@ def test_a_failure_is_explained_and_the_question_kept(
 
 def test_a_question_that_failed_stands_before_the_one_being_written(chat: Chat, scripted: ScriptedService) -> None:
     chat.expects_network_faults = True
-    scripted.answer = lambda fields: Reply(status=503, code="overloaded", before_s=0.5)
+    scripted.answer = lambda fields: Reply(status=503, code="overloaded", before_s=2)
     chat.ask("x")
     chat.wait(lambda: scripted.calls)
     chat.press("why", Keys.ARROW_LEFT)
@@ -407,7 +416,7 @@ def test_a_question_that_was_stopped_stands_before_the_one_being_written(chat: C
 
 def test_a_question_that_failed_does_not_break_into_a_composition(chat: Chat, scripted: ScriptedService) -> None:
     chat.expects_network_faults = True
-    scripted.answer = lambda fields: Reply(status=503, code="overloaded", before_s=0.5)
+    scripted.answer = lambda fields: Reply(status=503, code="overloaded", before_s=2)
     chat.ask("x")
     chat.wait(lambda: scripted.calls)
     chat.compose("g", "gao")

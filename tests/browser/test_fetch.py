@@ -76,7 +76,7 @@ def test_errors_are_readable_elsewhere(elsewhere: webdriver.Chrome, service: str
 
 
 def test_the_pieces_of_a_stream_join_to_its_result(elsewhere: webdriver.Chrome, service: str) -> None:
-    body = f'{{"context": "{CONTEXT}", "samples": 3, "maxlength": 20, "stream": true}}'
+    body = f'{{"context": "{CONTEXT}", "samples": 3, "maxlength": 20, "stream": true, "distinct": false}}'
     read = elsewhere.execute_async_script(READ_STREAM, service + "/generate", post(body))
     assert read["type"].startswith("text/event-stream")
     assert read["last"] == "[DONE]"

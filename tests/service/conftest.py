@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JSON = {"Content-Type": "application/json"}
 FIXED = {"context": "高血压要注意", "seed": 7, "samples": 2, "maxlength": 3}
 START_TIMEOUT_S = 60.0
+FAULTY = str(ROOT / "tests" / "service" / "faulty_server.py")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,28 @@ class Server:
             time.sleep(0.02)
         raise AssertionError(f"{path} did not answer {status} in {timeout_s} s:\n{self.log()}")
 
+    def metric(self, name: str, headers: Mapping[str, str] | None = None) -> float:
+        lines = self.get("/metrics", headers).body.decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"promptgen_{name} ")).split()[1])
+
+    def wait_for_requests(self, number: int, headers: Mapping[str, str] | None = None) -> None:
+        """Until so many are accepted and not yet answered. `headers` carry a key where one is wanted."""
+        end = time.monotonic() + 30
+        while self.metric("requests_running", headers) + self.metric("requests_waiting", headers) != number:
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.01)
+
+    def wait_for_rows(self, condition: Callable[[float], bool]) -> None:
+        """Until the number of candidates that are being decoded is such."""
+        end = time.monotonic() + 30
+        while not condition(self.metric("engine_rows")):
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.01)
+
+    def slow_down(self) -> None:
+        """Steps take 20 ms at least from now on, if this came from `start_slow_server`."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         if self.process.poll() is None:
@@ -197,6 +221,16 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFac
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def start_slow_server(start_server: ServerFactory) -> ServerFactory:
+    """A server that `slow_down()` makes slow, for tests of what happens while something runs: on any machine it runs long enough."""
+
+    def start(*arguments: str, **options: Any) -> Server:
+        return start_server(*arguments, program=(FAULTY, "slow"), **options)
+
+    return start
 
 
 @pytest.fixture(scope="session")

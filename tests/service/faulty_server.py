@@ -6,6 +6,7 @@ For tests alone: nothing of it is in the package.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from promptgen.generation.request import Event
 from promptgen.generation.runner import Runner
 from promptgen.generation.worker import Worker
 
+PACE_S = 0.005  # a step takes this long at least, so that on the fastest machine the signal finds it at work
 armed = threading.Event()
 
 
@@ -40,8 +42,10 @@ def before_step(act: Callable[[Engine], None]) -> None:
     step = Engine.step
 
     def faulty(engine: Engine) -> list[Event]:
-        if engine.stats.num_rows and is_due():
-            act(engine)
+        if engine.stats.num_rows:
+            time.sleep(PACE_S)
+            if is_due():
+                act(engine)
         return step(engine)
 
     Engine.step = faulty  # type: ignore[method-assign]
@@ -56,7 +60,7 @@ def hang(_: Engine) -> None:
 
 
 def plod() -> None:
-    """Every step takes 20 ms at least from the signal on: a model too large for this machine."""
+    """Steps take 20 ms at least from the signal on, as those of a model that is too large for its machine."""
     step = Engine.step
 
     def slow(engine: Engine) -> list[Event]:
@@ -75,8 +79,10 @@ def fail_once() -> None:
     compute = Runner._compute
 
     def faulty(runner: Runner, plan: Any) -> Any:
-        if plan.num_rows and is_due():
-            raise MemoryError
+        if plan.num_rows:
+            time.sleep(PACE_S)
+            if is_due():
+                raise MemoryError
         return compute(runner, plan)
 
     Runner._compute = faulty  # type: ignore[method-assign]
@@ -105,11 +111,11 @@ def jump_clock() -> None:
 
 
 def load_slowly() -> None:
-    """From the start on, without a signal."""
-    run = Worker._run
+    """From the start on, without a signal: for LOAD_S seconds."""
+    run, seconds = Worker._run, float(os.environ.get("LOAD_S", "60"))
 
     def slow(worker: Worker, loaded: Any) -> None:
-        time.sleep(60)
+        time.sleep(seconds)
         run(worker, loaded)
 
     Worker._run = slow  # type: ignore[method-assign]

@@ -114,11 +114,11 @@ def test_at_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input() -> No
 
 
 def test_ctrl_c_stops_an_answer_and_leaves_where_there_is_none() -> None:
-    terminal = Terminal("--samples", "64", "--temperature", "2", "--max-new-tokens", "200")
+    terminal = Terminal("--samples", "64", "--temperature", "2", "--max-new-tokens", "200", "--max-rows", "1")
     terminal.wait_for("> ")
     terminal.write(QUESTION + "\n")
     terminal.wait_for("\n")
-    time.sleep(0.05)
+    time.sleep(0.2)  # the line that was typed is read, and one row takes longer than that for 64 answers
     os.kill(terminal.pid, signal.SIGINT)
     terminal.wait_for("(stopped)")
     terminal.wait_for("> ")

@@ -266,7 +266,7 @@ def test_fit_makes_a_model_that_answers_from_sixty_lines(kind: str, corpus: Path
 
 def test_fit_trains_on_a_single_line_and_says_that_nothing_is_measured(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("高血压要注意什么？", encoding="utf-8")
-    done = promptgen("fit", tmp_path / "one.txt", "--out", tmp_path / "mine", "--budget", "2s")
+    done = promptgen("fit", tmp_path / "one.txt", "--out", tmp_path / "mine", "--budget", "8s")
     assert done.returncode == 0, done.stderr
     assert "1 documents are too few to spare any; nothing will be measured" in done.stderr
     assert json.loads(done.stdout)["held_out"]["loss_per_token"] is None

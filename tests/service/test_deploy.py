@@ -60,7 +60,7 @@ def test_answers_pass_unchanged(proxied: Server) -> None:
 
 
 def test_a_stream_comes_in_pieces_while_it_is_made(proxied: Server) -> None:
-    fields = {"context": "高血压要注意", "samples": 1, "maxlength": 200, "stream": True, **WILD}
+    fields = {"context": "高血压要注意", "samples": 16, "maxlength": 200, "min_length": 200, "stream": True, **WILD}
     arrived: list[float] = []
     parts: list[bytes] = []
     with proxied.connect() as connection:
@@ -87,18 +87,8 @@ def test_a_caller_of_nginx_who_leaves_frees_the_rows(proxied: Server) -> None:
     fields = {"context": "高血压要注意", "samples": 64, "maxlength": 240, **WILD}
     with proxied.connect() as connection:
         connection.sendall(proxied.http(json.dumps(fields), "Content-Type: application/json"))
-        wait_for_rows(proxied, busy=True)
-    wait_for_rows(proxied, busy=False)
-
-
-def wait_for_rows(server: Server, *, busy: bool) -> None:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        [rows] = re.findall(r"^promptgen_engine_rows (\S+)$", server.get("/metrics").body.decode(), re.MULTILINE)
-        if (float(rows) > 0) is busy:
-            return
-        time.sleep(0.02)
-    raise AssertionError("the rows did not change in time")
+        proxied.wait_for_rows(lambda rows: rows > 0)
+    proxied.wait_for_rows(lambda rows: rows == 0)
 
 
 # -- the unit and the image, by reading ------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.service.conftest import FAULTY
+
 if TYPE_CHECKING:
     from tests.service.conftest import Reply, Server, ServerFactory
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "model" / "final_model"
-FAULTY = ROOT / "tests" / "service" / "faulty_server.py"
 WILD = {"temperature": 2, "top_k": 0, "top_p": 0}  # near uniform: no trained model ends such candidates soon
 LONG = {"context": "高血压要注意", "samples": 8, "maxlength": 150, **WILD}
 
@@ -31,7 +32,7 @@ LONG = {"context": "高血压要注意", "samples": 8, "maxlength": 150, **WILD}
 @pytest.fixture
 def start_faulty(start_server: ServerFactory) -> Callable[..., Server]:
     def start(fault: str, *arguments: str) -> Server:
-        server = start_server(*arguments, program=(str(FAULTY), fault))
+        server = start_server(*arguments, program=(FAULTY, fault))
         server.baseline = server.fixed_result()
         return server
 
@@ -41,13 +42,8 @@ def start_faulty(start_server: ServerFactory) -> Callable[..., Server]:
 def under_way(server: Server, pool: ThreadPoolExecutor, *bodies: dict[str, Any]) -> list[Future[Reply]]:
     """Requests that have begun."""
     futures = [pool.submit(server.post, body) for body in bodies]
-    until(lambda: metric(server, "promptgen_engine_rows") > 0)
+    server.wait_for_rows(lambda rows: rows > 0)
     return futures
-
-
-def metric(server: Server, name: str) -> float:
-    line = next(line for line in server.get("/metrics").body.decode().splitlines() if line.startswith(name + " "))
-    return float(line.split()[1])
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
@@ -106,7 +102,7 @@ def test_a_step_that_hangs_is_seen_and_ends_the_process_with_70(start_faulty: Ca
         slow = LONG | {"maxlength": 240}
         running = under_way(server, pool, slow | {"stream": True})
         running.insert(0, pool.submit(server.post, slow))
-        time.sleep(0.05)
+        server.wait_for_requests(2)
         break_it(server)
         replies = [future.result() for future in running]
     replies[0].error(500, "engine_failure")
@@ -118,16 +114,19 @@ def test_a_step_that_hangs_is_seen_and_ends_the_process_with_70(start_faulty: Ca
     assert "in hang" in log, "the stacks of all threads"
 
 
-def test_no_first_token_in_time_is_504(start_faulty: Callable[..., Server]) -> None:
-    server = start_faulty("slow", "--request-timeout-s", "0.3", "--max-rows", "16")
-    body = json.dumps(LONG | {"samples": 64, "maxlength": 240, "min_length": 240})  # every row is taken for 5 s at least
-    break_it(server)
+def test_no_first_token_in_time_is_504(start_slow_server: ServerFactory) -> None:
+    server = start_slow_server("--request-timeout-s", "0.3", "--max-rows", "16")
+    server.baseline = server.fixed_result()
+    body = json.dumps(
+        LONG | {"samples": 64, "maxlength": 240, "min_length": 240}
+    )  # every row is taken for 5 s at least
+    server.slow_down()
     with server.connect() as one, server.connect() as other:
         for connection in (one, other):
             connection.sendall(server.http(body, "Content-Type: application/json"))
-        until(lambda: metric(server, "promptgen_engine_rows") == 16)
+        server.wait_for_rows(lambda rows: rows == 16)
         server.post({"context": "写一首诗", "samples": 16}).error(504, "deadline_exceeded")
-    until(lambda: metric(server, "promptgen_engine_rows") == 0)
+    server.wait_for_rows(lambda rows: rows == 0)
     server.assert_healthy()
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.service.conftest import FAULTY
+
 if TYPE_CHECKING:
     from tests.service.conftest import Reply, Server, ServerFactory
 
@@ -31,7 +33,7 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_health_is_200_while_loading_and_ready_is_503_until_it_answers(start_server: ServerFactory) -> None:
-    server = start_server(ready=False)
+    server = start_server(ready=False, program=(FAULTY, "load"), LOAD_S="3")
     loading = server.wait_until("/ready", 503)
     assert loading.json == {"status": "loading"}
     assert 1 <= int(loading.headers["Retry-After"]) <= 60
@@ -220,13 +222,14 @@ def test_sigterm_while_loading_ends_soon(start_server: ServerFactory) -> None:
     assert "Traceback" not in server.log()
 
 
-def test_sigterm_under_load_loses_nothing_accepted(start_server: ServerFactory) -> None:
-    server = start_server()
-    fields = {"context": "高血压要注意", "samples": 24, "maxlength": 120, "min_length": 120, **WILD}
+def test_sigterm_under_load_loses_nothing_accepted(start_slow_server: ServerFactory) -> None:
+    server = start_slow_server()
+    server.slow_down()
+    fields = {"context": "高血压要注意", "samples": 24, "maxlength": 60, "min_length": 60, **WILD}
     with ThreadPoolExecutor(6) as pool:
         running: list[Future[Reply]] = [pool.submit(server.post, fields) for _ in range(5)]
         running.append(pool.submit(server.post, fields | {"stream": True}))
-        time.sleep(0.3)
+        server.wait_for_requests(6)
         assert not any(future.done() for future in running)
         server.process.terminate()
         replies = [future.result(60) for future in running]
@@ -240,14 +243,15 @@ def test_sigterm_under_load_loses_nothing_accepted(start_server: ServerFactory) 
 
 @pytest.mark.parametrize(("second", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_draining_refuses_new_work_and_a_second_signal_ends_at_once(
-    start_server: ServerFactory, second: signal.Signals, code: int
+    start_slow_server: ServerFactory, second: signal.Signals, code: int
 ) -> None:
-    server = start_server()
-    fields = json.dumps({"context": "高血压要注意", "samples": 64, "maxlength": 240, **WILD})
-    busy = [server.connect() for _ in range(8)]
+    server = start_slow_server()
+    server.slow_down()
+    fields = json.dumps({"context": "高血压要注意", "samples": 64, "maxlength": 240, "min_length": 240, **WILD})
+    busy = [server.connect() for _ in range(2)]
     for connection in busy:
         connection.sendall(server.http(fields, "Content-Type: application/json"))
-    time.sleep(0.3)
+    server.wait_for_requests(2)
     server.process.terminate()
     draining = server.wait_until("/ready", 503, 5)
     assert draining.json == {"status": "draining"}
@@ -268,7 +272,7 @@ def test_draining_refuses_new_work_and_a_second_signal_ends_at_once(
 def test_a_second_signal_while_loading_ends_at_once(
     start_server: ServerFactory, second: signal.Signals, code: int
 ) -> None:
-    server = start_server(ready=False, program=(str(ROOT / "tests" / "service" / "faulty_server.py"), "load"))
+    server = start_server(ready=False, program=(FAULTY, "load"))
     server.wait_until("/health", 200)
     server.process.terminate()
     time.sleep(1)  # it waits for the thread that loads
@@ -277,12 +281,13 @@ def test_a_second_signal_while_loading_ends_at_once(
     assert server.process.wait(3) == code
 
 
-def test_a_second_signal_after_the_drain_ends_at_once(start_server: ServerFactory) -> None:
-    server = start_server("--drain-timeout-s", "0")
+def test_a_second_signal_after_the_drain_ends_at_once(start_slow_server: ServerFactory) -> None:
+    server = start_slow_server("--drain-timeout-s", "0")
+    server.slow_down()
     with server.connect() as busy:
-        body = json.dumps({"context": "高血压要注意", "samples": 64, "maxlength": 240, **WILD})
+        body = json.dumps({"context": "高血压要注意", "samples": 64, "maxlength": 240, "min_length": 240, **WILD})
         busy.sendall(server.http(body, "Content-Type: application/json"))
-        time.sleep(0.3)
+        server.wait_for_requests(1)
         server.process.terminate()
         time.sleep(0.6)  # the drain is over, and connections are waited for
         assert server.process.poll() is None

@@ -95,13 +95,14 @@ def test_over_its_requests_a_minute_a_key_is_told_when_to_come_back(start_server
     server.post(TINY, {"X-Api-Key": "wrong"}).error(401, "invalid_api_key")
 
 
-def test_over_its_requests_at_once_a_key_waits_for_itself_alone(start_server: ServerFactory) -> None:
-    server = start_server("--requests-at-once", "2", PROMPTGEN_API_KEYS="one,other")
-    body = json.dumps({"context": "高血压", "samples": 32, "maxlength": 200, **WILD})
+def test_over_its_requests_at_once_a_key_waits_for_itself_alone(start_slow_server: ServerFactory) -> None:
+    server = start_slow_server("--requests-at-once", "2", PROMPTGEN_API_KEYS="one,other")
+    server.slow_down()
+    body = json.dumps({"context": "高血压", "samples": 32, "maxlength": 200, "min_length": 200, **WILD})
     busy = [server.connect() for _ in range(2)]
     for connection in busy:
         connection.sendall(server.http(body, "Content-Type: application/json", "X-Api-Key: one"))
-    time.sleep(0.3)
+    server.wait_for_requests(2, OTHER)
     server.post(TINY, ONE).error(429, "rate_limited")
     assert server.post(TINY, OTHER).status == 200
     for connection in busy:

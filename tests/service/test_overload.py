@@ -40,7 +40,7 @@ def assert_served_or_refused(replies: list[Reply]) -> Counter[int]:
 
 
 def test_many_parallel_requests_are_200_or_503_with_retry_after(narrow: Server) -> None:
-    counted = assert_served_or_refused(storm(narrow, 40, samples=4, maxlength=30))
+    counted = assert_served_or_refused(storm(narrow, 40, samples=16, maxlength=100, min_length=100))
     assert counted[200] >= 2
     assert counted[503] >= 1
     narrow.assert_healthy()
@@ -51,18 +51,18 @@ def test_a_refusal_comes_at_once_while_the_service_is_busy(narrow: Server) -> No
     busy = [narrow.connect() for _ in range(2)]
     for connection in busy:
         connection.sendall(narrow.http(body, "Content-Type: application/json"))
-    time.sleep(0.2)
+    narrow.wait_for_requests(2)
     started = time.monotonic()
     narrow.post({"context": PROMPT}).error(503, "overloaded")
     assert time.monotonic() - started < 1
     for connection in busy:
         connection.close()
-    time.sleep(0.3)
+    narrow.wait_for_requests(0)
     narrow.assert_healthy()
 
 
 def test_streams_are_refused_with_a_status_and_not_within_the_stream(narrow: Server) -> None:
-    replies = storm(narrow, 20, samples=4, maxlength=30, stream=True)
+    replies = storm(narrow, 20, samples=16, maxlength=100, min_length=100, stream=True)
     for reply in replies:
         if reply.status == 503:
             reply.error(503, "overloaded")

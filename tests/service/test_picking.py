@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
 PROMPT = "高血压要注意"
 WILD = {"temperature": 2, "top_k": 0, "top_p": 0}  # near uniform: no trained model ends such candidates soon
-LONG = {"context": PROMPT, "samples": 64, "maxlength": 200, "distinct": False, **WILD}
+LONG = {"context": PROMPT, "samples": 64, "maxlength": 240, "min_length": 240, "distinct": False, **WILD}
 
 
 def test_a_context_cut_in_mid_word_goes_on_with_that_word(server: Server) -> None:
     texts = server.generate(context="高血", samples=8, maxlength=6, seed=1)["result"]
-    assert {text[:3] for text in texts} <= {"高血压", "高血脂", "高血糖"}
+    assert all(text.startswith("高血") and len(text) > 2 for text in texts)
     assert sum(text.startswith("高血压") for text in texts) >= 2
     english = server.generate(context="How can I transl", samples=5, maxlength=6, seed=1)["result"]
     assert all(text.startswith("How can I translat") for text in english)
@@ -58,7 +59,7 @@ def test_distinct_first_gives_each_first_word_once(server: Server) -> None:
 def test_a_newer_request_of_a_session_ends_the_older_with_409(server: Server) -> None:
     with ThreadPoolExecutor(2) as pool:
         older = pool.submit(server.post, LONG | {"session": "s1"})
-        time.sleep(0.3)
+        server.wait_for_rows(lambda rows: rows > 0)
         newer = server.post({"context": PROMPT, "maxlength": 2, "samples": 1, "session": "s1"})
         older.result(20).error(409, "superseded", None)
     assert newer.status == 200
@@ -67,7 +68,7 @@ def test_a_newer_request_of_a_session_ends_the_older_with_409(server: Server) ->
 def test_a_stream_that_is_superseded_says_so_in_its_last_event(server: Server) -> None:
     with ThreadPoolExecutor(2) as pool:
         older = pool.submit(server.post, LONG | {"session": "s2", "stream": True})
-        time.sleep(0.3)
+        server.wait_for_rows(lambda rows: rows > 0)
         assert server.post({"context": PROMPT, "maxlength": 2, "samples": 1, "session": "s2"}).status == 200
         body = older.result(20).body
     assert body.endswith(b"\n\ndata: [DONE]\n\n")
@@ -92,7 +93,7 @@ def test_a_session_gives_what_the_same_seed_gives_without_reuse(server: Server) 
 
 
 def test_a_session_keeps_its_suggestions_without_a_seed(server: Server) -> None:
-    fields = {"context": PROMPT, "samples": 5, "maxlength": 8}
+    fields = {"context": PROMPT, "samples": 5, "maxlength": 20}
     first, again, other = (server.generate(**fields, session=name)["result"] for name in ("x", "x", "y"))
     assert first == again
     assert first != other
@@ -100,10 +101,10 @@ def test_a_session_keeps_its_suggestions_without_a_seed(server: Server) -> None:
 
 def test_bad_words_never_come(server: Server) -> None:
     fields = {"context": PROMPT, "samples": 32, "maxlength": 10, "seed": 1, "echo": False}
-    assert any("，" in text for text in server.generate(**fields)["result"])
-    texts = server.generate(**fields, bad_words=["，", "饮食清淡", "注意"])["result"]
+    often = Counter("".join(server.generate(**fields)["result"])).most_common(1)[0][0]
+    texts = server.generate(**fields, bad_words=[often, "饮食清淡", "注意"])["result"]
     assert texts
-    assert not any(word in text for text in texts for word in ("，", "饮食清淡", "注意"))
+    assert not any(word in text for text in texts for word in (often, "饮食清淡", "注意"))
 
 
 def test_logit_bias_forbids_and_favours_words(server: Server) -> None:

@@ -104,7 +104,7 @@ def test_a_duplicate_is_withdrawn_and_drawn_anew_under_its_index(server: Server)
 
 
 def test_pieces_come_one_step_at_a_time(server: Server) -> None:
-    decoded = events(stream(server, samples=1, maxlength=20, seed=1, echo=False, **WILD).body)
+    decoded = events(stream(server, samples=1, maxlength=20, min_length=20, seed=1, echo=False, **WILD).body)
     assert sum("text" in event for event in decoded) >= 8
 
 
@@ -168,7 +168,7 @@ def test_a_client_that_vanishes_midway_frees_its_rows(server: Server) -> None:
     for connection in connections:
         assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         connection.close()
-    time.sleep(0.3)
+    server.wait_for_requests(0)
     answer = server.generate(context=PROMPT, samples=64, maxlength=2, details=True, distinct=False)
     assert answer["timing"]["queue"] < 0.5
     assert len(answer["result"]) == 64

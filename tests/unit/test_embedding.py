@@ -52,7 +52,7 @@ def test_vectors_come_between_steps_and_disturb_nothing() -> None:
     async def scenario() -> None:
         engine = AsyncEngine(SETTINGS)
         await engine.start()
-        asked = TextRequest("高血压要注意", 4, 40, Sampling(seed=5), ignore_end=True)
+        asked = TextRequest("高血压要注意", 4, 200, Sampling(seed=5), ignore_end=True)
         alone = await engine.answer(asked)
         vector = await engine.embed((2, 20, 30))
         running = asyncio.ensure_future(engine.answer(asked))

@@ -250,8 +250,8 @@ def test_a_hung_step_is_seen_its_stacks_are_written_and_everybody_is_told(capfd:
 
 def test_slow_steps_and_idle_hours_are_no_hang() -> None:
     async def scenario() -> None:
-        async with running(pause_s=0.15, step_timeout_s=0.6) as engine:
-            await asyncio.sleep(0.9)
+        async with running(pause_s=0.2, step_timeout_s=2) as engine:
+            await asyncio.sleep(2.5)
             assert (await engine.answer(replace(ONE, max_new_tokens=8))).num_completion_tokens == 8
             assert engine.state == "ready"
 
@@ -424,7 +424,7 @@ def test_more_tokens_than_are_allowed_to_wait_are_refused_with_a_time_to_come_ba
 
 def test_what_is_given_up_while_it_waits_is_never_run() -> None:
     async def scenario() -> None:
-        async with running(pause_s=0.01, max_rows=1, prompt_slots=1) as engine:
+        async with running(pause_s=0.05, max_rows=1, prompt_slots=1) as engine:
             first = (await started(engine, ONE, 1))[0]
             expired = [asyncio.create_task(engine.answer(ONE, first_token_timeout_s=0.05)) for _ in range(5)]
             left = [asyncio.create_task(engine.answer(ONE)) for _ in range(5)]

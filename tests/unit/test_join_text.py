@@ -107,9 +107,9 @@ def test_time_is_linear() -> None:
         tokens = ["hello", "[UNK]", "高", ","] * (num_tokens // 4)
         times = []
         for _ in range(3):
-            begin = time.perf_counter()
+            begin = time.process_time()
             join_text(tokens)
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
         return min(times)
 
     assert seconds(200_000) < 12 * seconds(50_000)

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from promptgen.server import protocol
 
-PATIENCE_S = 0.5
+PATIENCE_S = 1.0
 BIG = 8_000_000
 
 

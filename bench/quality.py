@@ -66,7 +66,7 @@ def main() -> None:
         memory = new_memory()
         perplexity = perplexity_of(memory, make(memory), documents, tokenizer)
         memory = new_memory()
-        tokens = greedy(Engine(memory, make(memory), max_queue=10_000), documents, tokenizer)
+        tokens = greedy(Engine(memory, make(memory)), documents, tokenizer)
         exact, first = exact or tokens, first or perplexity
         row = {
             "perplexity": round(perplexity, 4),

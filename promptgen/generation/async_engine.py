@@ -193,6 +193,11 @@ class AsyncEngine:
         return len(self._streams)
 
     @property
+    def num_waiting(self) -> int:
+        """Of these, requests none of whose candidates runs yet."""
+        return sum(not stream.has_begun for stream in self._streams.values())
+
+    @property
     def _workers(self) -> list[Worker]:
         return [*self._opening, *self._retired, *([self._worker] if self._worker else [])]
 
@@ -466,7 +471,10 @@ class AsyncEngine:
         is_promised = visit is not None and visit.is_accepted
         if self.state not in ("ready", "asleep", *(("draining", "restarting") if is_promised else ())):
             raise Overloaded(f"the service is {self.state}", retry_after_s=5)
-        costs = [len(r.prompt) + (len(r.choices) or r.num_samples) * r.max_new_tokens for r in requests]
+        costs = [
+            max(len(r.prompt), len(r.prompt_ids)) + (len(r.choices) or r.num_samples) * r.max_new_tokens
+            for r in requests
+        ]
         self.admission.enter(len(requests), sum(costs), is_promised=is_promised)
         if visit is not None:
             visit.is_accepted = True

@@ -409,7 +409,7 @@ class CandidateSet:
         self._num_open = len(indices)
         self._rounds += 1
         again = replace(self._basic, num_samples=len(indices), first_sample=first)
-        if self._text.distinct:
+        if self._text.distinct or self._text.distinct_first:
             ways = self._basic.branches or (Branch((), self._healer.every_id),)
             most = 0 if self._text.distinct_first else MAX_NODES
             others = other_ways(ways, self._paths, self._healer.every_id, self._tokenizer.end_id, most)

@@ -27,7 +27,7 @@ class EngineBroken(Exception):
 class Engine:
     """Continuous batching over one model: rows of all running requests share every step."""
 
-    def __init__(self, memory: Memory, steps: Steps, *, max_queue: int | None = None) -> None:
+    def __init__(self, memory: Memory, steps: Steps) -> None:
         self.window = memory.shape.window
         self.vocabulary = memory.shape.vocabulary
         self.max_rows = len(memory.rows)
@@ -35,7 +35,6 @@ class Engine:
         self._scheduler = Scheduler(
             max_rows=self.max_rows,
             num_prompt_slots=memory.num_prompt_slots,
-            max_queue=max_queue,
             end_id=memory.end_id,
         )
         self._runner = Runner(memory, steps)
@@ -92,7 +91,7 @@ class Engine:
             raise ContextLengthExceeded(len(request.prompt_ids), request.max_new_tokens, self.window)
 
     def add(self, request_id: int, request: GenerationRequest) -> None:
-        """Queues a request that `check` has passed. Raises Overloaded."""
+        """Queues a request that `check` has passed."""
         if len(request.branches) > self.num_prompt_slots:
             request = replace(request, branches=request.branches[: self.num_prompt_slots])
         self._scheduler.add(request_id, request)
@@ -127,6 +126,9 @@ class Engine:
         except Exception:
             _log.exception("a step of %d rows failed", plan.num_rows)
             return failures + [FailureEvent(request_id, FAILED) for request_id in self._scheduler.drop_running()]
+        except BaseException:  # an interrupt: what was planned may not have been computed
+            self._scheduler.drop_running()
+            raise
         failed_rows = result.failed_rows
         if failed_rows:
             self._runner.wipe(failed_rows)  # before another row moves there

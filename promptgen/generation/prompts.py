@@ -21,7 +21,7 @@ MIN_SHARED = 2  # tokens; the begin token, which all prompts share, is not worth
 @dataclass(slots=True)
 class Drawn:
     """A candidate as it grows: its tokens with those of its prompt. From `num_given` on they were drawn as whoever has the same `key` would
-    draw them; `logprobs` are of these. `end_logprob` and `end_id` when a token ended it there."""
+    draw them; `logprobs` are of these and of the one before, the first pick. `end_logprob` and `end_id` when a token ended it there."""
 
     key: Hashable
     token_ids: list[int]

@@ -73,6 +73,8 @@ def other_ways(
     for path in found:
         head = tuple(path.token_ids[: path.num_first])
         if len(head) < path.num_first:
+            if not head and path.end_logprob is not None:  # it ended at once
+                taken.setdefault((), set()).add(_end_of(path, end_id))
             continue
         taken.setdefault(head[:-1], set()).add(head[-1])
         if head not in roots:
@@ -99,8 +101,12 @@ def _add(path: Path, node: _Node, end_id: int) -> list[_Node]:
             new.append(node.children[token_id])
         node = node.children[token_id]
     if path.end_logprob is not None:
-        node.probabilities[end_id if path.end_id is None else path.end_id] = math.exp(min(0.0, path.end_logprob))
+        node.probabilities[_end_of(path, end_id)] = math.exp(min(0.0, path.end_logprob))
     return new
+
+
+def _end_of(path: Path, end_id: int) -> int:
+    return end_id if path.end_id is None else path.end_id
 
 
 def _branch(node: _Node, every_id: NDArray[np.int64]) -> Branch:

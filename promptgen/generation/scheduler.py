@@ -27,7 +27,6 @@ from collections.abc import Collection, Hashable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 
-from promptgen.errors import Overloaded
 from promptgen.generation.prompts import Drawn, Prompt, PromptCache
 from promptgen.generation.request import (
     Event,
@@ -162,7 +161,7 @@ class StepResult:
 
 
 class Scheduler:
-    def __init__(self, *, max_rows: int, num_prompt_slots: int, max_queue: int | None = None, end_id: int) -> None:
+    def __init__(self, *, max_rows: int, num_prompt_slots: int, end_id: int) -> None:
         self.rows: list[Sequence] = []
         self.waiting = WaitingLine()
         self.failures: list[Event] = []  # of requests that could not be admitted; whoever takes them empties the list
@@ -170,7 +169,6 @@ class Scheduler:
         self._reading: deque[_Reading] = deque()
         self._joining: deque[_Reading] = deque()
         self._max_rows = max_rows
-        self._max_queue = max_queue
         self._end_id = end_id
         self._moves: list[tuple[int, int]] = []
         self._keeps: list[Copy] = []
@@ -192,7 +190,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Requests none of whose candidates runs yet. May be asked from another thread."""
+        """Parts of requests none of whose candidates runs yet. May be asked from another thread."""
         return len(self.waiting) + len(self._reading) + sum(not entry.num_joined for entry in tuple(self._joining))
 
     @property
@@ -203,17 +201,10 @@ class Scheduler:
         return frozenset([e.request_id for e in entries] + [s.request_id for s in sequences])
 
     def add(self, request_id: int, request: GenerationRequest) -> None:
-        """Queues a request, or a further part of one. Raises Overloaded when the queue is full, if it has a bound: AsyncEngine has one of its own."""
+        """Queues a request, or a further part of one."""
         assert request.num_samples >= 1
         assert request.prompt_ids
-        if self._max_queue is not None and len(self.waiting) >= self._max_queue and not self._knows(request_id):
-            raise Overloaded(f"{len(self.waiting)} requests are waiting already; try again in a moment")
         self.waiting.append(request_id, request)
-
-    def _knows(self, request_id: int) -> bool:
-        known = {waiting_id for waiting_id, _ in self.waiting}
-        known |= {entry.request_id for entry in (*self._reading, *self._joining)}
-        return request_id in known | {row.request_id for row in self.rows}
 
     def schedule(self) -> Plan | None:
         keeps, moves, num_continuing = tuple(self._keeps), tuple(self._moves), len(self.rows)

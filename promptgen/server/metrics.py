@@ -176,14 +176,14 @@ class _EngineCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         engines = [engine for _, engine in self._pool]
-        waiting = sum(engine.stats.num_waiting for engine in engines)
+        waiting = sum(engine.num_waiting for engine in engines)
         active = sum(engine.num_active for engine in engines)
         rows = sum(engine.stats.num_rows for engine in engines)
         max_rows = sum(engine.stats.max_rows for engine in engines)
         max_queue = sum(engine.settings.max_queue for engine in engines)
         gauges: dict[str, tuple[str, float]] = {
             "requests_waiting": ("Requests none of whose candidates runs yet.", waiting),
-            "requests_running": ("Requests being decoded.", max(0, active - waiting)),
+            "requests_running": ("Requests being decoded.", active - waiting),
             "requests_limit": ("Requests that may wait or run at once.", max_queue),
             "engine_rows": ("Candidates being decoded.", rows),
             "engine_rows_limit": ("Candidates that can be decoded at once.", max_rows),

@@ -141,7 +141,7 @@ class Counted:
         memory = Memory(
             SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=TOKENIZER.banned_ids, end_id=TOKENIZER.end_id
         )
-        self.engine = Engine(memory, EagerGpt2(memory, weights), max_queue=100)
+        self.engine = Engine(memory, EagerGpt2(memory, weights))
         self.healer = Healer(TOKENIZER)
         self.meter = Meter(self.engine)
         self.num_spelled = 0  # tokens that only spell what was typed

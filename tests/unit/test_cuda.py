@@ -38,8 +38,8 @@ def engines(folder: Path, device: str, precision: Precision = "float32") -> tupl
     memory = DeviceMemory(shape, device=torch.device(device), cache_dtype=cache_dtype, **options)
     plain = Memory(shape, **options)  # type: ignore[arg-type]
     return (
-        Engine(memory, CudaGpt2(memory, weights, precision), max_queue=1000),
-        Engine(plain, EagerGpt2(plain, weights), max_queue=1000),
+        Engine(memory, CudaGpt2(memory, weights, precision)),
+        Engine(plain, EagerGpt2(plain, weights)),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from promptgen.config import DEFAULT_MODEL
-from promptgen.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from promptgen.errors import ContextLengthExceeded, InvalidRequest
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.memory import Memory
@@ -138,11 +138,10 @@ def new_engine(
     banned_ids: Sequence[int] = BANNED,
     max_rows: int = 64,
     num_prompt_slots: int = 8,
-    max_queue: int = 1000,
 ) -> Engine:
     shape = read_shape(folder)
     memory = Memory(shape, max_rows=max_rows, num_prompt_slots=num_prompt_slots, banned_ids=banned_ids, end_id=end_id)
-    return Engine(memory, IMPLEMENTATION[-1](memory, read_weights(folder, shape)), max_queue=max_queue)
+    return Engine(memory, IMPLEMENTATION[-1](memory, read_weights(folder, shape)))
 
 
 @cache
@@ -488,14 +487,6 @@ def test_cancelled_request_frees_its_rows_before_the_next_step(small: Path) -> N
     engine.cancel(2)
     assert not engine.has_work
     assert engine.step() == []
-
-
-def test_full_queue_is_overloaded(small: Path) -> None:
-    engine = new_engine(small, max_rows=1, max_queue=2)
-    for request_id in range(2):
-        engine.add(request_id, GenerationRequest((5,), 1, 2))
-    with pytest.raises(Overloaded):
-        engine.add(2, GenerationRequest((5,), 1, 2))
 
 
 @pytest.mark.parametrize("banned", [(), BANNED])

@@ -131,7 +131,7 @@ class Small:
         }
         self.memory = Memory(SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=banned, end_id=TOKENIZER.end_id)
         self.steps = EagerGpt2(self.memory, weights)
-        self.engine = Engine(self.memory, self.steps, max_queue=100)
+        self.engine = Engine(self.memory, self.steps)
         other = Memory(SHAPE, max_rows=1, num_prompt_slots=1, banned_ids=banned, end_id=TOKENIZER.end_id)
         self._oracle, self._oracle_memory = EagerGpt2(other, weights), other
         self.last: CandidateSet | None = None  # that was answered
@@ -328,6 +328,20 @@ def test_all_candidates_differ_even_where_the_model_hardly_has_a_choice(small: S
         assert [c.score for c in answer.candidates] == sorted((c.score or 0 for c in answer.candidates), reverse=True)
 
 
+@pytest.mark.parametrize("heal", [False, True])  # True: a session's prompt, whose first tokens are drawn otherwise
+def test_the_end_that_comes_at_once_is_one_candidate_among_others(small: Small, heal: bool) -> None:
+    likely_end = ((TOKENIZER.end_id, 30.0),)
+    for seed in range(5):
+        asked = TextRequest(
+            "高血压，", 5, 4, Sampling(seed=seed), token_bias=likely_end, heal=heal, session="one" if heal else ""
+        )
+        answer = small.answer(asked)
+        texts = [candidate.completion for candidate in answer.candidates]
+        assert "" in texts
+        assert len(set(texts)) == 5
+        assert answer.num_missing == 0
+
+
 def test_log_probabilities_of_candidates_that_were_drawn_anew_are_the_model_s(small: Small) -> None:
     start = (TOKENIZER.begin_id, *TOKENIZER.encode("高血压"))
     asked = TextRequest(
@@ -344,6 +358,18 @@ def test_log_probabilities_of_candidates_that_were_drawn_anew_are_the_model_s(sm
             p = small.probabilities((*start, *ids[:at]))
             exact += math.log(p[token_id] / (1 - p[TOKENIZER.end_id]))
         assert candidate.logprob == pytest.approx(exact, abs=1e-3)
+
+
+def test_a_first_word_that_was_withdrawn_does_not_make_another_come_twice(small: Small) -> None:
+    asked = TextRequest("高血压", 6, 3, Sampling(seed=4), distinct=False, distinct_first=True, rank="none", heal=False)
+    firsts = [candidate.completion for candidate in small.answer(replace(asked, max_new_tokens=1)).candidates]
+    assert len(set(firsts)) == 6
+    third = small.answer(asked).candidates[2].completion
+    answer = small.answer(replace(asked, bad_words=(third,)))
+    assert answer.num_redrawn == 1
+    assert small.last is not None
+    ids = [text.path.token_ids[0] for text in small.last._texts if text.candidate is not None]
+    assert len(set(ids)) == len(ids)
 
 
 def test_distinct_first_words_are_the_likeliest_ones_each_once(small: Small) -> None:

@@ -153,6 +153,42 @@ def test_int8_of_zeros_is_zero(kernels: Kernels) -> None:
     assert (memory.logits[8, : shape.vocabulary] == 0).all()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_what_is_no_number_within_the_model_is_none_at_its_end(
+    kernels: Kernels, precision: Precision, odd: float
+) -> None:
+    shape = SHAPES["heads of 64"]
+    memory, weights = new_memory(shape), random_weights(shape)
+    weights["wpe.weight"] = weights["wpe.weight"].copy()
+    weights["wpe.weight"][2, 5] = odd  # of the third position
+    steps = NativeGpt2(kernels, memory, weights, precision, 1)
+    steps.forward(0, PromptTokens.of([(8, 0, (1, 2), True), (9, 0, (1, 2, 3), True)]))
+    assert np.isfinite(memory.logits[8, : shape.vocabulary]).all()
+    assert not np.isfinite(memory.logits[9, : shape.vocabulary]).any()
+
+
+def test_a_fork_is_told_that_it_has_no_threads(kernels: Kernels) -> None:
+    code = (
+        "import gc, os, sys\n"
+        "from promptgen.generation.request import GenerationRequest\n"
+        "from promptgen.generation.steps import PromptTokens\n"
+        "from tests.unit.test_native import *\n"
+        "k = Kernels(find_library(EngineSettings().cache.expanduser())); m = new_memory(SHAPES['heads of 64'])\n"
+        "steps = steps_of(k, m, 'float32', 2)\n"
+        "read = lambda: steps.forward(0, PromptTokens.of([(8, 0, tuple(range(30)), True)]))\n"
+        "read()\n"
+        "if child := os.fork(): sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "calls = [read, lambda: steps.draw(4, 0, np.full(4, 8, np.int32)),\n"
+        "         lambda: steps.copy([m.start_rows(GenerationRequest((1, 2), 4, 9), 8, 0, range(4))])]\n"
+        "for call in calls:\n"
+        "    with pytest.raises(RuntimeError, match='do not survive a fork'): call()\n"
+        "del steps, read, call, calls; gc.collect(); os._exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 7, done.stderr
+
+
 def test_an_end_that_no_token_is_can_be_ignored(kernels: Kernels) -> None:
     memory = new_memory(SHAPES["one vector"])
     assert memory.end_id == -1
@@ -437,7 +473,7 @@ def test_another_precision_or_cache_type_takes_over_when_nothing_runs_and_what_w
 ) -> None:
     shape = SHAPES["heads of 64"]
     memory = new_memory(shape)
-    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1), before), max_queue=9)
+    engine = Engine(memory, EagerGpt2(memory, random_weights(shape, scale=0.1), before))
     request = GenerationRequest((5, 6, 7), 2, 6, Sampling(seed=1))
     engine.add(0, request)
     engine.step()

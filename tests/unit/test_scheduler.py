@@ -32,8 +32,8 @@ def request(num_samples: int, max_new_tokens: int, num_prompt: int = 3) -> Gener
     return GenerationRequest((1,) * num_prompt, num_samples, max_new_tokens)
 
 
-def new_scheduler(max_rows: int = 8, num_prompt_slots: int = 8, max_queue: int = 8) -> Scheduler:
-    return Scheduler(max_rows=max_rows, num_prompt_slots=num_prompt_slots, max_queue=max_queue, end_id=END)
+def new_scheduler(max_rows: int = 8, num_prompt_slots: int = 8) -> Scheduler:
+    return Scheduler(max_rows=max_rows, num_prompt_slots=num_prompt_slots, end_id=END)
 
 
 def step(scheduler: Scheduler, token_ids: list[int] | None = None) -> tuple[Plan, list[Event]]:
@@ -232,18 +232,6 @@ def test_last_row_moves_into_the_gap() -> None:
     assert [s.sample for s in scheduler.rows] == [0, 4, 2, 3]
     assert step(scheduler)[0].moves == ((4, 1),)
     assert step(scheduler)[0].moves == ()
-
-
-def test_full_queue_refuses_and_says_when_to_come_again() -> None:
-    scheduler = new_scheduler(max_rows=2, max_queue=3, num_prompt_slots=1)
-    for request_id in range(3):
-        scheduler.add(request_id, request(4, 2))
-    with pytest.raises(Overloaded) as refusal:
-        scheduler.add(3, request(1, 1))
-    assert refusal.value.retry_after_s >= 1
-    step(scheduler)
-    scheduler.add(3, request(1, 1))
-    assert [request_id for request_id, _ in scheduler.waiting] == [1, 2, 3]
 
 
 def test_more_samples_than_rows_come_one_after_another() -> None:

@@ -47,7 +47,7 @@ def folder(random_model: Any) -> Path:
 def engine(folder: Path, make_steps: StepsFactory) -> Engine:
     shape = read_shape(folder)
     memory = Memory(shape, max_rows=8, num_prompt_slots=4, banned_ids=BANNED, end_id=END)
-    return Engine(memory, make_steps(memory, read_weights(folder, shape)), max_queue=100)
+    return Engine(memory, make_steps(memory, read_weights(folder, shape)))
 
 
 def run(engine: Engine, *requests: GenerationRequest) -> list[Event]:

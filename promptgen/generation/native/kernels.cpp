@@ -175,9 +175,10 @@ class Team {
   }
 
   void barrier() {
-    if (size_ == 1) return;
+    const int size = size_;  // of this job: once all have arrived, the caller may begin another one
+    if (size == 1) return;
     const uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
       arrived_.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
       return;
@@ -369,12 +370,14 @@ struct Activations {
   Buffer<uint8_t> bytes;  // quantized value + 128
   Buffer<float> scales;
 
+  // Throws std::bad_alloc; the next call tries again.
   void reserve(int64_t rows, int64_t new_width) {
     if (rows <= capacity && new_width <= width) return;
+    capacity = 0;
+    floats = buffer<float>(rows * new_width);
+    if (precision == kBfloat) halves = buffer<Bfloat>(rows * new_width);
+    if (precision == kInt8) bytes = buffer<uint8_t>(rows * new_width), scales = buffer<float>(rows);
     capacity = rows, width = new_width;
-    floats = buffer<float>(rows * width);
-    if (precision == kBfloat) halves = buffer<Bfloat>(rows * width);
-    if (precision == kInt8) bytes = buffer<uint8_t>(rows * width), scales = buffer<float>(rows);
   }
   float* row(int64_t r) { return floats.get() + r * width; }
   const float* row(int64_t r) const { return floats.get() + r * width; }
@@ -387,14 +390,15 @@ struct Activations {
  private:
   void quantize(int64_t r) {
     const float* x = row(r);
-    Vec most{};
+    Vec most{}, odd{};
     for (int64_t k = 0; k < width; k += kLanes) {
       Vec v = load(x + k);
+      odd += v - v;
       v = v < 0.0f ? -v : v;
       most = v > most ? v : most;
     }
     const float peak = largest(most);
-    scales[r] = peak / 127.0f;
+    scales[r] = peak / 127.0f + sum(odd);  // no number if one of the row is none: whoever draws from it will see
     const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
     uint8_t* out = bytes.get() + r * width;
     for (int64_t k = 0; k < width; k += kLanes) {
@@ -904,12 +908,17 @@ class Model {
     lowers_ = lowers_activations(precision), keeps_floats_ = precision == kFloat;
     x_.precision = inner_.precision = precision;
     const int32_t chunks = (shape.vocabulary + kChunk - 1) / kChunk;
-    for (DrawBuffers& own : draw_buffers_) own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
+    for (DrawBuffers& own : draw_buffers_) {
+      own.values.resize(chunks * kChunk), own.peaks.resize(chunks);
+      own.ordered.reserve(chunks), own.best.reserve(shape.vocabulary);  // a draw takes no memory
+    }
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
   }
 
+  // Throws std::bad_alloc before anything is computed.
   void forward(const Cache& cache, Pass& pass) {
     tokens_of_pass_.clear(), followers_.clear();
+    places_.assign(std::bit_ceil(static_cast<uint64_t>(2 * pass.num_rows + 1)), -1);
     for (int64_t r = 0; r < pass.num_rows; ++r) feed(pass.rows[r], r);
     num_fed_ = tokens_of_pass_.size(), pass.num_shared = followers_.size();
     for (int64_t i = 0; i < pass.num_read; ++i) tokens_of_pass_.push_back({pass.token_ids[i], pass.positions[i], pass.slots[i], 0, -1});
@@ -953,12 +962,16 @@ class Model {
   void feed(Row& row, int64_t slot) {
     if (row.beginning) {
       row.beginning = std::max<uint64_t>(1, mixed(row.beginning + (row.token_id + 1) * kGolden));  // as of now with this token
-      for (Token& token : tokens_of_pass_)
-        if (token.beginning == row.beginning && token.position == row.position) {
-          followers_.push_back({slot, token.slot, token.follower});
-          token.follower = static_cast<int64_t>(followers_.size()) - 1;
-          return;
-        }
+      const uint64_t last = places_.size() - 1;
+      uint64_t at = row.beginning & last;
+      for (; places_[at] >= 0; at = (at + 1) & last) {
+        Token& token = tokens_of_pass_[places_[at]];
+        if (token.beginning != row.beginning || token.position != row.position) continue;
+        followers_.push_back({slot, token.slot, token.follower});
+        token.follower = static_cast<int64_t>(followers_.size()) - 1;
+        return;
+      }
+      places_[at] = static_cast<int32_t>(tokens_of_pass_.size());
     }
     tokens_of_pass_.push_back({row.token_id, row.position, slot, row.beginning, -1});
   }
@@ -1170,6 +1183,7 @@ class Model {
   bool is_together_ = false;  // of the last pass
   std::vector<Token> tokens_of_pass_;  // those of rows first
   std::vector<Follower> followers_;
+  std::vector<int32_t> places_;  // tokens of the pass by their beginning, -1 for none; at most half full
   int64_t num_fed_ = 0;  // tokens of rows that are computed
   const float *tokens_, *positions_;
   Arena arena_;
@@ -1202,7 +1216,15 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
     return nullptr;
   }
 }
-void promptgen_forward(Model* model, const Cache* cache, Pass* pass) { model->forward(*cache, *pass); }
+// 0 if there is no memory for the pass: nothing was computed then.
+int32_t promptgen_forward(Model* model, const Cache* cache, Pass* pass) {
+  try {
+    model->forward(*cache, *pass);
+    return 1;
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
 void promptgen_copy(Model* model, const Cache* cache, const Copy* copies, int64_t count) { model->copy(*cache, copies, count); }
 // How many threads the last pass took.

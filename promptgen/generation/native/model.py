@@ -66,7 +66,7 @@ class Kernels:
         self.open.restype = c_void_p
         self.forward = self._library.promptgen_forward
         self.forward.argtypes = [c_void_p, c_void_p, c_void_p]
-        self.forward.restype = None
+        self.forward.restype = c_int32
         self.draw = self._library.promptgen_draw
         self.draw.argtypes = [c_void_p, c_void_p]
         self.draw.restype = None
@@ -138,12 +138,12 @@ class NativeGpt2:
         packed = _Shape(
             shape.vocabulary, shape.window, shape.width, shape.layers, shape.heads, shape.inner, shape.epsilon
         )
-        self._model = kernels.open(byref(packed), pointers, _CODES[precision], num_threads)
+        self._process = os.getpid()
+        self._model: int = kernels.open(byref(packed), pointers, _CODES[precision], num_threads)
         if not self._model:
             raise KernelsUnavailable(
                 f"there is no memory for the packed weights, or there are no {num_threads} threads"
             )
-        self._process = os.getpid()
         self._memory = memory
         self._cache = _Cache(memory.keys.ctypes.data, memory.values.ctypes.data, memory.keys.shape[1])
         self._token_ids: NDArray[np.int32] = np.zeros(len(memory.rows), np.int32)
@@ -168,7 +168,7 @@ class NativeGpt2:
         self._cache_at, self._pass_at, self._draw_at = byref(self._cache), byref(self._pass), byref(self._draw)
 
     def __del__(self) -> None:
-        if getattr(self, "_model", None):
+        if getattr(self, "_model", None) and os.getpid() == self._process:  # a fork has none of the threads to wait for
             self._kernels.close(self._model)
 
     @property
@@ -181,19 +181,26 @@ class NativeGpt2:
         """Of the last step."""
         return int(self._kernels.threads(self._model))
 
+    def _with_threads(self) -> int:
+        """The model. Raises RuntimeError in a fork of its process."""
+        if os.getpid() != self._process:
+            raise RuntimeError("the kernels' threads do not survive a fork; open the model in the child")
+        return self._model
+
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
-        assert os.getpid() == self._process, "the kernels' threads do not survive a fork; open the model in the child"
-        step = self._pass
+        """Raises MemoryError when there is no room for the activations of so many tokens."""
+        step, model = self._pass, self._with_threads()
         step.num_rows, step.num_read, step.num_last = num_rows, len(prompts.token_ids), len(prompts.last)
         if step.num_read:
             step.token_ids, step.positions = prompts.token_ids.ctypes.data, prompts.positions.ctypes.data
             step.slots, step.last = prompts.slots.ctypes.data, prompts.last.ctypes.data
-        self._kernels.forward(self._model, self._cache_at, self._pass_at)
+        if not self._kernels.forward(model, self._cache_at, self._pass_at):
+            raise MemoryError(f"no memory for a pass of {num_rows} rows and {step.num_read} prompt tokens")
 
     def copy(self, copies: Sequence[Copy]) -> None:
         if copies:
             listed = np.array(copies, np.int32)
-            self._kernels.copy(self._model, self._cache_at, listed.ctypes.data, len(listed))
+            self._kernels.copy(self._with_threads(), self._cache_at, listed.ctypes.data, len(listed))
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
@@ -202,7 +209,7 @@ class NativeGpt2:
         draw.num_rows, draw.num_continuing = num_rows, num_continuing
         if num_continuing < num_rows:
             draw.prompt_slots = prompt_slots.ctypes.data
-        self._kernels.draw(self._model, self._draw_at)
+        self._kernels.draw(self._with_threads(), self._draw_at)
         token_ids, slots = self._token_ids[:num_rows], self._slots[:num_rows]
         if num_continuing < num_rows:
             slots = np.concatenate([slots[:num_continuing], prompt_slots])

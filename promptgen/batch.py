@@ -29,9 +29,9 @@ from promptgen.repl import text_request
 
 def run(generator: Generator, settings: GenerateSettings, source: Path, target: Path) -> int:
     """Answers every line of `source` into `target`. Raises FileFault for files that cannot be read or belong to another input."""
+    contexts = _read_contexts(source)
     if target.exists() and target.samefile(source):
         raise FileFault(target, "is the input; name another --output")
-    contexts = _read_contexts(source)
     done = _repair(target, contexts)
     base_seed = secrets.randbits(53) if settings.seed is None else settings.seed
     requests = [

@@ -54,7 +54,7 @@ DEATH_WINDOW_S = 600.0  # end it all: `died` is set
 BACKOFF_S = 0.5  # before the first restart; twice as long before each further one
 WATCH_S = 1.0
 _BUNDLE = 32  # events: so many are handed over together where nobody looks at each step
-_LONG_PROMPT = 2000  # characters; encoding more than this is moved off the loop
+_LONG = 2000  # characters; encoding more than this is moved off the loop
 _log = logging.getLogger(__name__)
 
 
@@ -122,6 +122,7 @@ class Visit:
 
     _engine: AsyncEngine
     is_accepted: bool = False
+    worker: Worker | None = None  # of the first: what began with a model ends with it
 
     def __enter__(self) -> Visit:
         self._engine._visits.add(self)
@@ -130,6 +131,8 @@ class Visit:
     def __exit__(self, *_: object) -> None:
         self._engine._visits.discard(self)
         self._engine._note_idle()
+        if self.worker in self._engine._retired:
+            self._engine._end_if_idle(self.worker)
 
 
 @dataclass(slots=True)
@@ -316,7 +319,8 @@ class AsyncEngine:
         self._end_if_idle(worker)
 
     def _end_if_idle(self, worker: Worker) -> None:
-        if not any(stream.worker is worker for stream in self._streams.values()):
+        users: list[_Stream | Visit] = [*self._streams.values(), *self._visits]
+        if not any(user.worker is worker for user in users):
             self._retired.remove(worker)
             worker.end()
 
@@ -333,6 +337,9 @@ class AsyncEngine:
     # -- faults of the thread ----------------------------------------------------------------------------------------------
 
     def _on_death(self, worker: Worker, ran: frozenset[int]) -> None:
+        for visit in self._visits:
+            if visit.worker is worker:
+                visit.worker = None
         for stream in self._streams.values():
             if stream.worker is not worker:
                 continue
@@ -415,11 +422,12 @@ class AsyncEngine:
         """The answers to several requests, or none: they are accepted together, all are looked at before one is begun, and when one fails the
         others are given up. Raises as `stream` does."""
         streams = self._enter(requests, first_token_timeout_s, visit)
+        is_long = sum(map(_num_characters, requests)) > _LONG
         try:
             for index, stream in enumerate(streams):
                 stream.is_patient = not stream.request.stop and stream.request.until == "document"
                 try:
-                    await self._prepare(stream)
+                    await self._prepare(stream, is_long=is_long)
                 except InvalidRequest as fault:
                     fault.index = index
                     raise
@@ -438,7 +446,7 @@ class AsyncEngine:
         """
         (stream,) = self._enter([request], first_token_timeout_s, visit)
         try:
-            await self._prepare(stream)
+            await self._prepare(stream, is_long=_num_characters(request) > _LONG)
             async with contextlib.aclosing(self._follow(stream)) as deltas:
                 async for delta in deltas:
                     yield delta
@@ -469,20 +477,24 @@ class AsyncEngine:
     def _enter(self, requests: Sequence[TextRequest], timeout_s: float | None, visit: Visit | None) -> list[_Stream]:
         """Accepts all of them or raises Overloaded."""
         is_promised = visit is not None and visit.is_accepted
-        if self.state not in ("ready", "asleep", *(("draining", "restarting") if is_promised else ())):
+        kept = visit.worker if visit is not None else None
+        anyway = ("draining", "restarting", *(("unloaded",) if kept else ())) if is_promised else ()
+        if self.state not in ("ready", "asleep", *anyway):
             raise Overloaded(f"the service is {self.state}", retry_after_s=5)
+        window = self.info.window if self.info is not None else 0
         costs = [
-            max(len(r.prompt), len(r.prompt_ids)) + (len(r.choices) or r.num_samples) * r.max_new_tokens
+            max(len(r.prompt), len(r.prompt_ids))
+            + (len(r.choices) or r.num_samples) * min(r.max_new_tokens, window or r.max_new_tokens)
             for r in requests
         ]
         self.admission.enter(len(requests), sum(costs), is_promised=is_promised)
         if visit is not None:
-            visit.is_accepted = True
+            visit.is_accepted, visit.worker = True, kept or self._worker
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         streams = []
         for request, cost in zip(requests, costs, strict=True):
             stream = _Stream(next(self._ids), request, cost, _Timing(time.perf_counter()), deadline, timeout_s)
-            stream.worker = self._worker
+            stream.worker = kept or self._worker
             self._streams[stream.request_id] = stream
             streams.append(stream)
         return streams
@@ -501,14 +513,13 @@ class AsyncEngine:
         if worker in self._retired:
             self._end_if_idle(worker)
 
-    async def _prepare(self, stream: _Stream) -> None:
-        """Text becomes ids. Raises InvalidRequest, and what _place raises."""
+    async def _prepare(self, stream: _Stream, *, is_long: bool) -> None:
+        """Text becomes ids, in a thread if that `is_long`. Raises InvalidRequest, and what _place raises."""
         async with self._deadline(stream):
             worker = stream.worker or await self._place(stream)
             assert worker.model is not None
             stream.info = worker.model.info
             make, request = worker.model.candidates, stream.request
-            is_long = (1 + len(request.choices)) * len(request.prompt) > _LONG_PROMPT
             stream.candidates = await asyncio.to_thread(make, request) if is_long else make(request)
 
     async def _place(self, stream: _Stream) -> Worker:
@@ -661,6 +672,12 @@ def _embed(
     started = time.perf_counter()
     found.append(worker.model.embedder.embed(token_ids))
     worker.tell([StartEvent(request_id)], started)
+
+
+def _num_characters(request: TextRequest) -> int:
+    """Of what becomes ids."""
+    wishes = sum(map(len, request.bad_words)) + sum(len(word) for word, _ in request.logit_bias)
+    return (1 + len(request.choices)) * len(request.prompt) + sum(map(len, request.choices)) + wishes
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, Answer]]) -> list[Answer]:

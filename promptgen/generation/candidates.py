@@ -246,7 +246,7 @@ class CandidateSet:
             end_ids=text.end_ids,
             num_top=text.num_top or 0,
         )
-        self.requests = self._scored(whole) if text.choices else [self._basic]
+        self.requests = self._scored(whole, window) if text.choices else [self._basic]
         self._bad_words = tuple(said for word in text.bad_words if (said := clean(word).strip()))
         self._texts = [self._new_text() for _ in range(self._num)]
         self._index_of = {sample: sample for sample in range(self._num)}  # of samples that are being drawn or kept
@@ -278,7 +278,8 @@ class CandidateSet:
             return []
         if isinstance(event, TokenEvent):  # as most are
             piece = text.push(event.token_id, event.logprob)
-            shown: list[Shown] = [self._piece(index, piece)] if piece else []
+            is_shown = piece and not self._text.choices  # a choice is shown as it was sent, when it has been scored
+            shown: list[Shown] = [self._piece(index, piece)] if is_shown else []
             return shown + self._finish(index, "stop") if text.is_stopped else shown
         if isinstance(event, TopEvent):
             text.note_top(event.top)
@@ -319,7 +320,7 @@ class CandidateSet:
             fitting = fitting[:1]  # where no two tokens are the same word
         return replace(healed, branches=fitting) if any(len(b.cover_ids) for b in fitting) else None
 
-    def _scored(self, whole: tuple[int, ...]) -> list[GenerationRequest]:
+    def _scored(self, whole: tuple[int, ...], window: int | None) -> list[GenerationRequest]:
         """One request for each choice: its tokens are given, and the engine says how likely they are."""
         encode, requests = self._tokenizer.encode, []
         for index, choice in enumerate(self._text.choices):
@@ -331,6 +332,11 @@ class CandidateSet:
             forced = ids[min(common, len(ids)) :]
             if not forced:
                 raise InvalidRequest(f"choice {index} adds nothing to the context", param="choices")
+            if window is not None and len(ids) > window:
+                raise InvalidRequest(
+                    f"choice {index} and the context take {len(ids)} tokens, but this model's window holds {window}; shorten them",
+                    param="choices",
+                )
             requests.append(
                 GenerationRequest(
                     ids[: len(ids) - len(forced)],
@@ -362,7 +368,8 @@ class CandidateSet:
         self._paths.append(text.path)
         text.candidate = replace(text.candidate, index=index)
         if self._text.choices:
-            text.candidate = replace(text.candidate, completion=self._text.choices[index])
+            piece = self._text.choices[index]
+            text.candidate = replace(text.candidate, completion=piece)
         elif not self._text.want_logprobs:
             text.candidate = replace(text.candidate, logprob=None)
         shown: list[Shown] = [self._piece(index, piece)] if piece else []

@@ -16,6 +16,7 @@ from itertools import count
 from operator import eq
 
 MIN_SHARED = 2  # tokens; the begin token, which all prompts share, is not worth a copy
+_Shelf = tuple[str, tuple[int, ...]]
 
 
 @dataclass(slots=True)
@@ -55,18 +56,24 @@ class Place:
 
 
 class PromptCache:
+    """Looks only at the prompts that begin with the same MIN_SHARED tokens, however many slots there are."""
+
     def __init__(self, slots: Sequence[int]) -> None:
-        self._prompts = [Prompt(slot) for slot in slots]
+        self._slots = tuple(slots)
         self._clock = count(1)
         self._drawn: dict[Hashable, list[Prompt]] = {}  # those that hold a candidate, by its key
+        self._alike: dict[_Shelf, dict[int, Prompt]] = {}  # by salt and first tokens, then by slot
+        self._prompts: dict[int, Prompt] = {}  # by slot
+        self._idle: dict[int, Prompt] = {}  # those that nobody uses, the least recently used first
+        self.forget()
 
     def __iter__(self) -> Iterator[Prompt]:
-        return iter(self._prompts)
+        return iter(self._prompts.values())
 
     @property
     def num_free(self) -> int:
         """Slots that nobody uses now."""
-        return sum(not prompt.num_users for prompt in self._prompts)
+        return len(self._idle)
 
     def acquire(self, token_ids: tuple[int, ...], salt: str) -> Place | None:
         """A place for a prompt, its user counted; None while every slot is in use.
@@ -78,10 +85,9 @@ class PromptCache:
             return Place(self._use(nearest))
         if nearest is not None and shared == nearest.num_read and not nearest.num_users:
             nearest.num_read = min(shared, len(token_ids) - 1)
-            return Place(self._use(nearest, token_ids))
-        free = min(
-            (p for p in self._prompts if not p.num_users and p is not nearest), key=lambda p: p.last_use, default=None
-        )
+            self._write(nearest, token_ids, salt)
+            return Place(self._use(nearest))
+        free = next((prompt for prompt in self._idle.values() if prompt is not nearest), None)
         if free is None:
             if nearest is None or nearest.num_users:
                 return None
@@ -89,31 +95,34 @@ class PromptCache:
         shared = min(shared, len(token_ids) - 1)  # the last token is read for its logits
         if nearest is None or shared < MIN_SHARED:
             nearest, shared = None, 0
-        free.salt, free.num_read = salt, shared
-        return Place(self._use(free, token_ids), nearest.slot if nearest else None, shared)
+        free.num_read = shared
+        self._write(free, token_ids, salt)
+        return Place(self._use(free), nearest.slot if nearest else None, shared)
 
     def release(self, prompt: Prompt) -> None:
         """One user less. What was read stays for others to find."""
         assert prompt.num_users > 0
+        assert self._prompts[prompt.slot] is prompt
         prompt.num_users -= 1
-        if not prompt.num_users and prompt.num_read < len(prompt.token_ids):  # given up half-way
-            prompt.token_ids = prompt.token_ids[: prompt.num_read]
+        if not prompt.num_users:
+            self._idle[prompt.slot] = prompt
+            if prompt.num_read < len(prompt.token_ids):  # given up half-way
+                self._label(prompt, prompt.token_ids[: prompt.num_read], prompt.salt)
 
     def keep(self, drawn: Drawn, salt: str) -> int | None:
         """A slot for a candidate that ended: all its tokens but the last were read elsewhere. None if no slot is free.
 
         It takes the place of a shorter one of the same key.
         """
-        free = [prompt for prompt in self._prompts if not prompt.num_users]
-        if not free:
+        if not self._idle:
             return None
         shorter = [
             p for p in self._drawn.get(drawn.key, ()) if not p.num_users and _begins(p.token_ids, drawn.token_ids)
         ]
-        prompt = min(shorter or free, key=lambda p: p.last_use)
-        self._use(prompt, tuple(drawn.token_ids[:-1]))
-        prompt.num_users = 0
-        prompt.salt, prompt.num_read, prompt.drawn = salt, len(prompt.token_ids), drawn
+        prompt = min(shorter, key=lambda p: p.last_use) if shorter else next(iter(self._idle.values()))
+        self._write(prompt, tuple(drawn.token_ids[:-1]), salt)
+        self._touch(prompt)
+        prompt.num_read, prompt.drawn = len(prompt.token_ids), drawn
         self._drawn.setdefault(drawn.key, []).append(prompt)
         return prompt.slot
 
@@ -127,34 +136,58 @@ class PromptCache:
         if not fitting:
             return None
         _, prompt = max(fitting, key=lambda pair: pair[0])
-        prompt.last_use = next(self._clock)
+        self._touch(prompt)
         return prompt.drawn
 
     def forget(self) -> None:
         """Empties all slots: after a failed step nothing in them is trusted."""
-        self._prompts = [Prompt(prompt.slot) for prompt in self._prompts]
+        self._prompts = {slot: Prompt(slot) for slot in self._slots}
+        self._idle = dict(self._prompts)
         self._drawn.clear()
+        self._alike.clear()
 
     @property
     def idle_slot(self) -> int | None:
         """One that nobody uses now."""
-        return next((prompt.slot for prompt in self._prompts if not prompt.num_users), None)
+        return next(iter(self._idle), None)
 
     def forget_idle(self) -> list[int]:
         """Empties the slots that nobody uses: one of them may hold what made a request fail. Gives those in which anything stood."""
-        idle = [index for index, prompt in enumerate(self._prompts) if prompt.last_use and not prompt.num_users]
-        for index in idle:
-            self._let_go(self._prompts[index])
-            self._prompts[index] = Prompt(self._prompts[index].slot)
-        return [self._prompts[index].slot for index in idle]
+        slots = [slot for slot, prompt in self._idle.items() if prompt.last_use]
+        for slot in slots:
+            prompt = self._prompts[slot]
+            self._write(prompt, (), "")
+            prompt.num_read = prompt.last_use = 0
+        return slots
 
-    def _use(self, prompt: Prompt, token_ids: tuple[int, ...] | None = None) -> Prompt:
-        if token_ids is not None:
-            prompt.token_ids, prompt.has_logits = token_ids, False
-            self._let_go(prompt)
+    def _use(self, prompt: Prompt) -> Prompt:
+        self._touch(prompt)
+        self._idle.pop(prompt.slot, None)
         prompt.num_users += 1
-        prompt.last_use = next(self._clock)
         return prompt
+
+    def _touch(self, prompt: Prompt) -> None:
+        """It is the most recently used now."""
+        prompt.last_use = next(self._clock)
+        if self._idle.pop(prompt.slot, None) is not None:
+            self._idle[prompt.slot] = prompt
+
+    def _write(self, prompt: Prompt, token_ids: tuple[int, ...], salt: str) -> None:
+        """Something else is to stand in its slot."""
+        self._let_go(prompt)
+        self._label(prompt, token_ids, salt)
+        prompt.has_logits = False
+
+    def _label(self, prompt: Prompt, token_ids: tuple[int, ...], salt: str) -> None:
+        """It will be looked for by these tokens."""
+        shelf = _shelf(prompt.token_ids, prompt.salt)
+        if (others := self._alike.get(shelf)) is not None:
+            others.pop(prompt.slot, None)
+            if not others:
+                del self._alike[shelf]
+        prompt.token_ids, prompt.salt = token_ids, salt
+        if token_ids:
+            self._alike.setdefault(_shelf(token_ids, salt), {})[prompt.slot] = prompt
 
     def _let_go(self, prompt: Prompt) -> None:
         """Its slot no longer holds a candidate."""
@@ -166,14 +199,17 @@ class PromptCache:
             prompt.drawn = None
 
     def _nearest(self, token_ids: tuple[int, ...], salt: str) -> tuple[int, Prompt | None]:
-        """The prompt that shares the longest beginning, and how long it is. Among equals one that ends there, with logits."""
+        """The prompt that shares the longest beginning, and how long it is. Among equals one that ends there, with logits.
+
+        One that shares less than MIN_SHARED tokens is not found.
+        """
         best: Prompt | None = None
         best_rank = (0, False, False)
         longest = 0
         beginning = token_ids[:0]
-        for prompt in self._prompts:
+        for prompt in self._alike.get(_shelf(token_ids, salt), {}).values():
             own = prompt.token_ids
-            if prompt.num_read < longest or prompt.salt != salt or own[:longest] != beginning or not prompt.num_read:
+            if prompt.num_read < longest or own[:longest] != beginning or not prompt.num_read:
                 continue
             shared, end = longest, min(prompt.num_read, len(token_ids))  # nothing shorter counts
             while shared < end and own[shared] == token_ids[shared]:
@@ -183,6 +219,10 @@ class PromptCache:
                 best, best_rank = prompt, rank
                 longest, beginning = shared, token_ids[:shared]
         return longest, best
+
+
+def _shelf(token_ids: tuple[int, ...], salt: str) -> _Shelf:
+    return salt, token_ids[:MIN_SHARED]
 
 
 def _begins(beginning: Sequence[int], token_ids: Sequence[int]) -> bool:

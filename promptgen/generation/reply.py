@@ -14,13 +14,13 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from promptgen.generation.async_engine import AsyncEngine
 from promptgen.generation.candidates import Piece
-from promptgen.generation.dialogue import Message, earlier_answers
+from promptgen.generation.dialogue import Fitted, Message, earlier_answers
 from promptgen.generation.request import Answer, Candidate, FinishReason, Sampling, TextRequest
-from promptgen.generation.said import Said, without_repetition
+from promptgen.generation.said import Said, said_in, without_repetition
 
 MILD = Sampling(temperature=0.7, top_k=30, top_p=0.9, repetition_penalty=1.05)
 USUAL_SAMPLES = 4
@@ -74,7 +74,7 @@ class Reply:
 class _Asked:
     request: TextRequest
     num_turns: int
-    earlier: Sequence[str] = field(default=())
+    said: Sequence[str]  # in earlier answers
 
 
 async def reply(
@@ -107,10 +107,12 @@ async def answer(engine: AsyncEngine, messages: Sequence[Message], options: Repl
 async def _ask(engine: AsyncEngine, messages: Sequence[Message], options: ReplyOptions) -> _Asked:
     dialogue = engine.dialogue
     room = options.max_new_tokens or dialogue.usual_room
-    if sum(len(message.content) for message in messages) > _LONG_TALK:
-        fitted = await asyncio.to_thread(dialogue.fit, messages, room)
-    else:
-        fitted = dialogue.fit(messages, room)
+
+    def read() -> tuple[Fitted, tuple[str, ...]]:
+        return dialogue.fit(messages, room), said_in(earlier_answers(messages))
+
+    is_long = sum(len(message.content) for message in messages) > _LONG_TALK
+    fitted, said = await asyncio.to_thread(read) if is_long else read()
     request = TextRequest(
         "",
         options.num_samples,
@@ -124,13 +126,13 @@ async def _ask(engine: AsyncEngine, messages: Sequence[Message], options: ReplyO
         prompt_ids=fitted.prompt_ids,
         end_ids=dialogue.end_ids,
     )
-    return _Asked(request, fitted.num_turns, earlier_answers(messages))
+    return _Asked(request, fitted.num_turns, said)
 
 
 async def _as_drawn(
     engine: AsyncEngine, asked: _Asked, options: ReplyOptions, timeout_s: float | None
 ) -> AsyncGenerator[str | Reply, None]:
-    said, shown = Said(asked.earlier), list[str]()
+    said, shown = Said(asked.said), list[str]()
     async with contextlib.aclosing(engine.stream(asked.request, first_token_timeout_s=timeout_s)) as deltas:
         async for delta in deltas:
             if isinstance(delta, Piece):
@@ -159,7 +161,7 @@ async def _chosen(
             alone = replace(asked.request, choices=texts, prompt_ids=empty_prompt, end_ids=())
             scored = await engine.answer(alone, first_token_timeout_s=timeout_s, visit=visit)
             by_itself = {c.completion: c.score or 0.0 for c in scored.candidates}
-    answers = rank(drawn.candidates, by_itself, options.weight, asked.earlier)
+    answers = rank(drawn.candidates, by_itself, options.weight, asked.said)
     for piece in _CLAUSE.findall(answers[0].text):
         if piece:
             yield piece
@@ -167,12 +169,12 @@ async def _chosen(
 
 
 def rank(
-    candidates: Sequence[Candidate], by_itself: dict[str, float], weight: float, earlier: Sequence[str] = ()
+    candidates: Sequence[Candidate], by_itself: dict[str, float], weight: float, said: Sequence[str] = ()
 ) -> tuple[RankedAnswer, ...]:
-    """The answers without repeated sentences, best first, no two equal. There is one at least, though it may be empty."""
+    """The answers without repeated sentences, those that were `said` (see said_in) included, best first, no two equal. There is one at least, though it may be empty."""
     ranked: list[tuple[tuple[bool, bool, bool, float], RankedAnswer]] = []
     for candidate in candidates:
-        text, has_repeated = without_repetition(candidate.completion, earlier)
+        text, has_repeated = without_repetition(candidate.completion, said)
         alone = max(LEAST_LIKELY, by_itself.get(candidate.completion, 0.0))
         score = (candidate.score or 0.0) - weight * alone
         answered = RankedAnswer(text, candidate.finish_reason, candidate.num_tokens, score)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 
 _ENDS = "。！？!?…\n"
 _WORD = re.compile(r"\w")
@@ -20,15 +21,20 @@ def _plain(sentence: str) -> str:
     return sentence[first.start() : len(sentence) - last.start()].casefold() if first and last else ""
 
 
+def said_in(texts: Iterable[str]) -> tuple[str, ...]:
+    """The sentences of some texts as `Said` wants them: each once, sorted."""
+    return tuple(sorted({sentence for text in texts for sentence in sentences(text)}))
+
+
 class Said:
-    """Takes a text in pieces and leaves out every sentence that was said before, in it or in `earlier` texts.
+    """Takes a text in pieces and leaves out every sentence that was said before, in it or among `earlier` (see `said_in`).
 
     A sentence is held back as long as it goes like one that was said, and shown when it parts from all of them. A text of nothing but what
-    `earlier` texts said is shown at its end after all: it is an answer, and there is no other.
+    `earlier` ones is shown at its end after all: it is an answer, and there is no other.
     """
 
-    def __init__(self, earlier: Iterable[str] = ()) -> None:
-        self._said = {sentence for text in earlier for sentence in sentences(text)}
+    def __init__(self, earlier: Sequence[str] = ()) -> None:
+        self._said = list(earlier)  # sorted, so that those with one beginning stand together
         self._sentence = ""  # the one that is being said, of which the first `_num_shown` characters are shown
         self._num_shown = 0
         self._left_out: dict[str, str] = {}  # as it stood, by what it says
@@ -61,10 +67,11 @@ class Said:
         """The sentence is over: the rest of it, or nothing if it was said before."""
         plain = _plain(self._sentence)
         rest = self._sentence[self._num_shown :]
-        if plain and plain in self._said and not self._num_shown:
+        if plain and self._next(plain) == plain and not self._num_shown:
             self._left_out.setdefault(plain, rest)
             rest = ""
-        self._said.add(plain)
+        if plain and self._next(plain) != plain:
+            insort(self._said, plain)
         self._sentence, self._num_shown = "", 0
         self.has_shown |= bool(rest.strip())
         return rest
@@ -72,15 +79,20 @@ class Said:
     def _go_on(self) -> str:
         """What may be shown of a sentence that goes on: all of it, once it is the beginning of none that was said."""
         plain = _plain(self._sentence)
-        if not plain or (not self._num_shown and any(said.startswith(plain) for said in self._said)):
+        if not plain or (not self._num_shown and self._next(plain).startswith(plain)):
             return ""
         piece = self._sentence[self._num_shown :]
         self._num_shown = len(self._sentence)
         self.has_shown = True
         return piece
 
+    def _next(self, plain: str) -> str:
+        """The first of those said that is this one or comes after it."""
+        at = bisect_left(self._said, plain)
+        return self._said[at] if at < len(self._said) else ""
 
-def without_repetition(text: str, earlier: Iterable[str] = ()) -> tuple[str, bool]:
-    """A whole text without what was said before, and whether anything was left out."""
+
+def without_repetition(text: str, earlier: Sequence[str] = ()) -> tuple[str, bool]:
+    """A whole text without what it or `earlier` (see `said_in`) said before, and whether anything was left out."""
     said = Said(earlier)
     return said.push(text) + said.finish(), said.has_left_out

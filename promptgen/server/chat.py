@@ -34,12 +34,11 @@ from promptgen.server.guards import wants_ascii
 from promptgen.server.handlers import SETTINGS, engine_of, json_response
 from promptgen.server.outcome import CALLER, OUTCOME, Outcome
 from promptgen.server.schema import rounded
-from promptgen.server.sse import MAX_LINE_BYTES, beating, send_events
+from promptgen.server.sse import MAX_LINE_BYTES, STILL_HERE, beating, send_events
 from promptgen.server.strict import STRICT, ModelName, validate
 
 MAX_SAMPLES = 16
 _END = b"event: end\ndata: [DONE]\n\n"
-_STILL_HERE = b": still here\n\n"
 _log = logging.getLogger(__name__)
 
 
@@ -181,7 +180,7 @@ async def _events(talk: _Talk, parts: AsyncGenerator[str | Reply, None]) -> Asyn
                     continue  # the status is still open
                 has_begun = True
                 if part is None:
-                    yield _STILL_HERE
+                    yield STILL_HERE
                 elif isinstance(part, Reply):
                     yield talk.last_event(part)
                 else:
@@ -194,5 +193,5 @@ async def _events(talk: _Talk, parts: AsyncGenerator[str | Reply, None]) -> Asyn
             if not has_begun:
                 raise
             _log.exception("a stream failed")
-            yield talk.fault(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
+            yield talk.fault(HttpFault.unforeseen())
     yield _END

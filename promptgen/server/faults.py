@@ -75,6 +75,11 @@ class HttpFault(Exception):
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
         return cls(status, error.code, str(error), param=error.param, headers=headers)
 
+    @classmethod
+    def unforeseen(cls) -> HttpFault:
+        """What a stream says when its fault is in the log."""
+        return cls(500, "internal_error", "something unforeseen happened; the log has more")
+
     def body(self) -> dict[str, object]:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -55,7 +55,7 @@ async def serve(settings: ServeSettings) -> int:
         await _first_of(loading, signals.first)
         if loading.done():
             loading.result()
-            _log.info("ready: http://%s:%d", settings.host, settings.port)
+            _log.info("ready: %s", _url(runner))
             dead = asyncio.ensure_future(pool.died.wait())
             await _first_of(signals.first, dead)
             if dead.done():
@@ -121,6 +121,12 @@ async def _bind(runner: web.AppRunner, settings: ServeSettings) -> None:
             else f"cannot be bound: {fault}"
         )
         raise UsageError(f"port {settings.port} on {settings.host} {reason}") from fault
+
+
+def _url(runner: web.AppRunner) -> str:
+    """Where it listens: with --port 0 the system has chosen the port."""
+    host, port, *_ = runner.addresses[0]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _announce(settings: ServeSettings) -> None:

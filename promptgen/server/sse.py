@@ -35,6 +35,7 @@ from promptgen.server.outcome import ID, OUTCOME, Outcome
 HEARTBEAT_S = 15.0
 MAX_LINE_BYTES = 64 * 1024 - 1
 PIECE_CHARACTERS = 4000  # 12 bytes each at most, when escaped
+STILL_HERE = b": still here\n\n"
 _DONE = b"data: [DONE]\n\n"
 _Part = TypeVar("_Part")
 _log = logging.getLogger(__name__)
@@ -43,21 +44,10 @@ _log = logging.getLogger(__name__)
 async def stream_answer(
     request: web.Request, engine: AsyncEngine, body: schema.GenerateBody, asked: TextRequest, timeout_s: float
 ) -> web.StreamResponse:
-    """Sends the answer as events. The first delta is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
+    """Sends the answer as events."""
     model = engine.info.name if engine.info else ""
     writer = _Writer(body, asked, model, wants_ascii(request), time.perf_counter(), request[OUTCOME])
-    response = new_response(request)
-    async with contextlib.aclosing(_events(engine, writer, body.timeout_s(timeout_s))) as events:
-        first = await anext(events)
-        try:
-            await response.prepare(request)
-            await response.write(first)
-            async for event in events:
-                await response.write(event)
-        except ConnectionResetError:
-            writer.outcome.left = True
-            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
-    return response
+    return await send_events(request, _events(engine, writer, body.timeout_s(timeout_s)))
 
 
 async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> AsyncGenerator[bytes, None]:
@@ -67,44 +57,16 @@ async def _events(engine: AsyncEngine, writer: _Writer, timeout_s: float) -> Asy
         return
     async with contextlib.aclosing(engine.stream(writer.asked, first_token_timeout_s=timeout_s)) as deltas:
         yield writer.start() + writer.delta(await anext(deltas))
-        pending = asyncio.ensure_future(anext(deltas, None))
-        try:
-            while True:
-                done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT_S)
-                if not done:
-                    yield b": still here\n\n"
-                elif (delta := pending.result()) is None:
-                    break
-                else:
-                    pending = asyncio.ensure_future(anext(deltas, None))
-                    yield writer.delta(delta)
-        except RequestError as fault:
-            yield writer.fault(HttpFault.of(fault))
-        except Exception:
-            _log.exception("a stream failed")
-            yield writer.fault(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
-        finally:
-            await settle(pending)
+        async with contextlib.aclosing(beating(deltas)) as beats:
+            try:
+                async for delta in beats:
+                    yield STILL_HERE if delta is None else writer.delta(delta)
+            except RequestError as fault:
+                yield writer.fault(HttpFault.of(fault))
+            except Exception:
+                _log.exception("a stream failed")
+                yield writer.fault(HttpFault.unforeseen())
     yield _DONE
-
-
-async def settle(pending: asyncio.Future[Any]) -> None:
-    """The generator may only be closed when nothing awaits it any more."""
-    pending.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await pending
-
-
-def new_response(request: web.Request) -> web.StreamResponse:
-    return web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream",
-            "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",
-            "X-Request-Id": request[ID],
-            "X-Content-Type-Options": "nosniff",
-        }
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +136,15 @@ class _Writer:
 
 async def send_events(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
     """Sends what `events` gives. The first is awaited before the status goes out, so that a refusal is a real 4xx or 5xx."""
-    response = new_response(request)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+            "X-Request-Id": request[ID],
+            "X-Content-Type-Options": "nosniff",
+        }
+    )
     async with contextlib.aclosing(events):
         first = await anext(events)
         try:
@@ -201,7 +171,7 @@ async def beating(parts: AsyncGenerator[_Part, None]) -> AsyncGenerator[_Part | 
             else:
                 yield part
                 pending = asyncio.ensure_future(anext(parts, None))
-    finally:
+    finally:  # a generator may only be closed when nothing awaits it any more
         pending.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await pending

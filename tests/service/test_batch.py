@@ -168,6 +168,12 @@ def test_an_output_longer_than_its_input_is_refused(run: Run, source: Path, tmp_
         run(source, target)
 
 
+def test_an_input_that_is_not_there_is_said_beside_an_output_that_is(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(FileFault, match="cannot be read"):
+        run(tmp_path / "misspelt.txt", tmp_path / "out.jsonl")
+
+
 def test_an_input_that_is_no_text_or_not_there_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xff\xff\n")
     for name in ("binary", "nowhere"):

@@ -49,6 +49,16 @@ def test_health_is_200_while_loading_and_ready_is_503_until_it_answers(start_ser
     assert server.log().splitlines()[-1].endswith("stopped")
 
 
+def test_a_port_that_the_system_chooses_is_told(start_server: ServerFactory) -> None:
+    server = start_server("--port", "0", ready=False)
+    end = time.monotonic() + 60
+    while (told := re.search(r"ready: http://127\.0\.0\.1:(\d+)", server.log())) is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    server.port = int(told[1])
+    assert server.get("/ready").status == 200
+
+
 def test_version_names_the_package_and_the_model(server: Server) -> None:
     version = server.get("/version").json
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))

@@ -189,6 +189,19 @@ def test_logit_bias_forbids_and_forces_tokens(server: Server) -> None:
         server.post(body | wrong, path=path).error(400, "invalid_value", "logit_bias")
 
 
+def test_a_long_prompt_with_its_log_probabilities_comes_in_short_lines(server: Server) -> None:
+    fields: dict[str, Any] = {
+        "prompt": "高血压要注意，" * 60, "max_tokens": 2, "echo": True, "logprobs": 20, "temperature": 0, "ignore_eos": True,
+    }  # fmt: skip
+    (whole,) = ask(server, COMPLETIONS, **fields)["choices"]
+    assert len(json.dumps(whole)) > 64 * 1024
+    pieces = [chunk["choices"][0] for chunk in chunks(server, COMPLETIONS, **fields)]
+    assert max(len(json.dumps(piece)) for piece in pieces) < 64 * 1024 - 1000
+    assert "".join(piece["text"] for piece in pieces) == whole["text"]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [value for piece in pieces for value in piece["logprobs"][name]] == whole["logprobs"][name]
+
+
 def test_penalties_keep_from_saying_it_again(server: Server) -> None:
     (word,) = ids_of(server, "高血压")
     fields: dict[str, Any] = {

@@ -61,6 +61,18 @@ def test_a_refusal_comes_at_once_while_the_service_is_busy(narrow: Server) -> No
     narrow.assert_healthy()
 
 
+def test_what_can_never_be_answered_is_a_400_however_busy_it_is(start_slow_server: ServerFactory) -> None:
+    server = start_slow_server("--max-queued-tokens", "20000")
+    server.slow_down()
+    body = json.dumps({"context": PROMPT, "samples": 64, "maxlength": 50, "min_length": 50, **WILD})
+    with server.connect() as busy:
+        busy.sendall(server.http(body, "Content-Type: application/json"))
+        server.wait_for_requests(1)
+        server.post({"context": PROMPT, "samples": 64, "maxlength": 5000}).error(
+            400, "context_length_exceeded", "context"
+        )
+
+
 def test_streams_are_refused_with_a_status_and_not_within_the_stream(narrow: Server) -> None:
     replies = storm(narrow, 20, samples=16, maxlength=100, min_length=100, stream=True)
     for reply in replies:

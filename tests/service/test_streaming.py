@@ -103,6 +103,12 @@ def test_a_duplicate_is_withdrawn_and_drawn_anew_under_its_index(server: Server)
     assert [joined(decoded, 8)[i] for i in last["order"]] == server.generate(**fields)["result"]
 
 
+def test_choices_are_shown_as_they_were_sent(server: Server) -> None:
+    choices = ["压要注意", " Travel 😀", "压"]
+    decoded = events(stream(server, context="高血", choices=choices, echo=False, rank="none").body)
+    assert joined(decoded, 3) == decoded[-1]["result"] == choices
+
+
 def test_pieces_come_one_step_at_a_time(server: Server) -> None:
     decoded = events(stream(server, samples=1, maxlength=20, min_length=20, seed=1, echo=False, **WILD).body)
     assert sum("text" in event for event in decoded) >= 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -18,12 +19,14 @@ from promptgen.config import EngineSettings
 from promptgen.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure, FileFault, Overloaded
 from promptgen.generation import async_engine
 from promptgen.generation.async_engine import AsyncEngine, Delta
-from promptgen.generation.candidates import Finished, Piece, Shown
+from promptgen.generation.candidates import CandidateSet, Finished, Piece, Shown
 from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.loader import open_model
 from promptgen.generation.request import Answer, Event, Sampling, TextRequest
 from promptgen.generation.steps import PromptTokens
 from tests.unit.small_engine import FULL, collect, in_loop, is_empty, loader, running, texts_of, until
+
+ONE = replace(FULL, num_samples=1)
 
 
 def test_it_goes_from_new_to_ready_to_stopped() -> None:
@@ -110,6 +113,34 @@ def test_who_waits_for_the_whole_is_woken_seldom_and_who_may_have_enough_at_ever
                 assert sum(takes) == sum(at_every_step)
             else:
                 assert max(takes) <= 4
+
+    in_loop(scenario())
+
+
+def test_much_text_becomes_ids_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that must not come, words with a bias and choices are text as well, and many short contexts are a long one."""
+    make, is_aside = CandidateSet.__init__, list[bool]()
+
+    def noted(self: CandidateSet, *args: Any, **options: Any) -> None:
+        is_aside.append(threading.current_thread() is not threading.main_thread())
+        make(self, *args, **options)
+
+    monkeypatch.setattr(CandidateSet, "__init__", noted)
+    words = tuple("高血压"[: 1 + number % 3] * 20 for number in range(9))
+
+    async def scenario() -> None:
+        async with running() as engine:
+            for requests in (
+                [replace(ONE, bad_words=words)] * 8,
+                [replace(ONE, prompt="高" * 20)] * 110,
+                [replace(ONE, choices=("高" * 30,) * 64)],
+                [replace(ONE, logit_bias=(("高血压", 1.0),) * 700)],
+            ):
+                is_aside.clear()
+                await engine.answer_all(requests)
+                assert is_aside == [True] * len(requests)
+            await engine.answer(ONE)
+            assert is_aside[-1] is False
 
     in_loop(scenario())
 

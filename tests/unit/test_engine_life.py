@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -308,6 +309,31 @@ def test_the_death_of_a_retired_thread_fails_its_own_requests_alone() -> None:
                 await old
             assert len((await new).candidates) == 2
             assert (engine.state, engine.num_restarts) == ("ready", 0)
+
+    in_loop(scenario())
+
+
+@pytest.mark.parametrize("act", [AsyncEngine.unload, AsyncEngine.reload])
+def test_a_visit_ends_with_the_model_that_it_began_with(
+    act: Callable[[AsyncEngine], Coroutine[Any, Any, None]],
+) -> None:
+    async def scenario() -> None:
+        async with running() as engine:
+            with engine.visit() as visit:
+                first = await engine.answer(FULL, visit=visit)
+                worker = engine._worker
+                assert worker is not None
+                await act(engine)
+                assert engine._worker is not worker
+                assert texts_of(await engine.answer(FULL, visit=visit)) == texts_of(first)
+                assert engine._retired == [worker]
+                if engine.state == "unloaded":
+                    with pytest.raises(Overloaded, match="unloaded"):
+                        await engine.answer(FULL)
+            assert not engine._retired
+            await worker.join(10)
+            assert worker._thread is not None
+            assert not worker._thread.is_alive()
 
     in_loop(scenario())
 

@@ -14,6 +14,7 @@ from promptgen.generation.async_engine import AsyncEngine
 from promptgen.generation.dialogue import Message
 from promptgen.generation.reply import LEAST_LIKELY, MILD, RankedAnswer, Reply, ReplyOptions, answer, rank, reply
 from promptgen.generation.request import Candidate, FinishReason
+from promptgen.generation.said import said_in
 
 QUESTION = [Message("user", "高血压要注意什么？")]
 
@@ -28,7 +29,7 @@ def order(
     weight: float = 0.5,
     earlier: tuple[str, ...] = (),
 ) -> list[str]:
-    return [one.text for one in rank(candidates, by_itself or {}, weight, earlier)]
+    return [one.text for one in rank(candidates, by_itself or {}, weight, said_in(earlier))]
 
 
 def test_a_safe_phrase_loses_to_one_that_the_question_made_likely() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +23,7 @@ from promptgen.server.outcome import OUTCOME, combined
 from promptgen.server.sse import PIECE_CHARACTERS
 
 DEFAULT_MAX_TOKENS = 16
+_TOKENS_OF_PIECE = 32  # of a prompt, with 20 alternatives each some 16 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +155,10 @@ class _Writer:
             return
         for number, prompt in enumerate(self._prompts):
             for index in range(number * self._body.n, (number + 1) * self._body.n):
-                pieces = [
-                    prompt.text[at : at + PIECE_CHARACTERS] for at in range(0, len(prompt.text), PIECE_CHARACTERS)
-                ]
-                for piece in pieces[:-1]:
-                    yield self._chunk(self._choice(index, piece, (), None))
-                reason = "length" if self._is_empty else None
-                yield self._chunk(self._choice(index, pieces[-1] if pieces else "", prompt.details, reason))
+                *pieces, (last, details) = _pieces_of(prompt)
+                for piece, tokens in pieces:
+                    yield self._chunk(self._choice(index, piece, tokens, None))
+                yield self._chunk(self._choice(index, last, details, "length" if self._is_empty else None))
 
     def delta(self, number: int, delta: Delta) -> Iterable[Chunk]:
         prompt = self._prompts[number]
@@ -195,6 +194,21 @@ class _Writer:
 
 
 _NOTHING = Candidate("", 0, None, "length")
+
+
+def _pieces_of(prompt: Prompt) -> list[tuple[str, Sequence[TokenDetail]]]:
+    """A prompt in pieces with the tokens that begin in them, each for a line of some kilobytes. One at least."""
+    text, details = prompt.text, prompt.details
+    groups = [details[at : at + _TOKENS_OF_PIECE] for at in range(0, len(details), _TOKENS_OF_PIECE)] or [()]
+    ends = [*(group[0].offset for group in groups[1:]), len(text)]
+    pieces: list[tuple[str, Sequence[TokenDetail]]] = []
+    begin = 0
+    for group, end in zip(groups, ends, strict=True):
+        cuts = [*range(begin, end, PIECE_CHARACTERS), end] if end > begin else [begin, end]
+        pieces += ((text[a:b], ()) for a, b in pairwise(cuts[:-1]))
+        pieces.append((text[cuts[-2] : end], group))
+        begin = end
+    return pieces
 
 
 def _logprobs(details: Sequence[TokenDetail], num_top: int) -> dict[str, Any]:

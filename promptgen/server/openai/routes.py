@@ -7,10 +7,11 @@ from typing import Any
 
 from aiohttp import web
 
+from promptgen.errors import Overloaded
+from promptgen.generation.loader import ModelInfo
 from promptgen.server.handlers import MODELS, json_response
 from promptgen.server.openai import common
 from promptgen.server.openai.chat import chat_completions
-from promptgen.server.openai.common import Served
 from promptgen.server.openai.completions import completions
 from promptgen.server.openai.embeddings import embeddings
 
@@ -18,21 +19,25 @@ _STARTED = int(time.time())
 
 
 async def models(request: web.Request) -> web.Response:
-    names = [name for name, engine in request.app[MODELS] if engine.state != "unloaded"]
-    return json_response(request, {"object": "list", "data": [_model(common.served(request, name)) for name in names]})
+    """Those of which something is known. Raises Overloaded while that is none."""
+    engines = [engine for _, engine in request.app[MODELS] if engine.state != "unloaded"]
+    found = [_model(engine.info) for engine in engines if engine.info is not None]
+    if engines and not found:
+        raise Overloaded(f"the service is {request.app[MODELS].state}", retry_after_s=5)
+    return json_response(request, {"object": "list", "data": found})
 
 
 async def model(request: web.Request) -> web.Response:
-    return json_response(request, _model(common.served(request, request.match_info["model"])))
+    return json_response(request, _model(common.served(request, request.match_info["model"]).info))
 
 
-def _model(on: Served) -> dict[str, Any]:
+def _model(info: ModelInfo) -> dict[str, Any]:
     return {
-        "id": on.info.name,
+        "id": info.name,
         "object": "model",
         "created": _STARTED,
         "owned_by": "promptgen",
-        "max_model_len": on.info.window,
+        "max_model_len": info.window,
     }
 
 

@@ -6,7 +6,6 @@ after that is `data: {"error": {...}}`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -21,8 +20,8 @@ from promptgen.generation.request import Answer, TextRequest
 from promptgen.server.faults import HttpFault
 from promptgen.server.guards import wants_ascii
 from promptgen.server.openai.common import Served, merged
-from promptgen.server.outcome import ID, OUTCOME, Outcome, combined
-from promptgen.server.sse import HEARTBEAT_S, new_response, settle
+from promptgen.server.outcome import OUTCOME, Outcome, combined
+from promptgen.server.sse import STILL_HERE, beating, send_events
 
 Chunk = dict[str, Any]
 _DONE = b"data: [DONE]\n\n"
@@ -40,18 +39,7 @@ class Writer(Protocol):
 async def stream_chunks(
     request: web.Request, on: Served, asked: Sequence[TextRequest], writer: Writer
 ) -> web.StreamResponse:
-    response, outcome = new_response(request), request[OUTCOME]
-    async with contextlib.aclosing(_events(on, asked, writer, outcome, ascii_only=wants_ascii(request))) as events:
-        first = await anext(events)
-        try:
-            await response.prepare(request)
-            await response.write(first)
-            async for event in events:
-                await response.write(event)
-        except ConnectionResetError:
-            outcome.left = True
-            _log.info("the reader of a stream left", extra={"request_id": request[ID]})
-    return response
+    return await send_events(request, _events(on, asked, writer, request[OUTCOME], ascii_only=wants_ascii(request)))
 
 
 async def _events(
@@ -71,27 +59,21 @@ async def _events(
         first = await anext(deltas, None)
         chunks = [*writer.start(), *(writer.delta(*first) if first is not None else ())]
         yield b"".join(map(event, chunks))
-        pending = asyncio.ensure_future(anext(deltas, None))
-        try:
-            while True:
-                done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT_S)
-                if not done:
-                    yield b": still here\n\n"
-                elif (item := pending.result()) is None:
-                    break
-                else:
+        async with contextlib.aclosing(beating(deltas)) as beats:
+            try:
+                async for item in beats:
+                    if item is None:
+                        yield STILL_HERE
+                        continue
                     if isinstance(item[1], Answer):
                         answers.append(item[1])
-                    pending = asyncio.ensure_future(anext(deltas, None))
                     if data := b"".join(map(event, writer.delta(*item))):
                         yield data
-            outcome.answer = combined(answers)
-            yield b"".join(map(event, writer.end()))
-        except RequestError as fault:
-            yield fault_event(HttpFault.of(fault))
-        except Exception:
-            _log.exception("a stream failed")
-            yield fault_event(HttpFault(500, "internal_error", "something unforeseen happened; the log has more"))
-        finally:
-            await settle(pending)
+                outcome.answer = combined(answers)
+                yield b"".join(map(event, writer.end()))
+            except RequestError as fault:
+                yield fault_event(HttpFault.of(fault))
+            except Exception:
+                _log.exception("a stream failed")
+                yield fault_event(HttpFault.unforeseen())
     yield _DONE

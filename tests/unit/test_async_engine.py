@@ -24,7 +24,7 @@ from promptgen.generation.gpt2 import EagerGpt2
 from promptgen.generation.loader import open_model
 from promptgen.generation.request import Answer, Event, Sampling, TextRequest
 from promptgen.generation.steps import PromptTokens
-from tests.unit.small_engine import FULL, collect, in_loop, is_empty, loader, running, texts_of, until
+from tests.unit.small_engine import FULL, TOKENIZER, collect, in_loop, is_empty, loader, running, texts_of, until
 
 ONE = replace(FULL, num_samples=1)
 
@@ -134,7 +134,7 @@ def test_much_text_becomes_ids_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> 
                 [replace(ONE, bad_words=words)] * 8,
                 [replace(ONE, prompt="高" * 20)] * 110,
                 [replace(ONE, choices=("高" * 30,) * 64)],
-                [replace(ONE, logit_bias=(("高血压", 1.0),) * 700)],
+                [replace(ONE, logit_bias=((TOKENIZER.vocabulary.tokens[-1], 1.0),) * 2001)],
             ):
                 is_aside.clear()
                 await engine.answer_all(requests)

@@ -146,7 +146,7 @@ def test_a_death_before_a_request_was_given_to_the_thread_is_not_noticed(monkeyp
     async def scenario() -> None:
         async with running() as engine:
             expected = texts_of(await engine.answer(FULL))
-            monkeypatch.setattr(async_engine, "_LONG_PROMPT", 0)  # every text becomes ids beside the loop
+            monkeypatch.setattr(async_engine, "_LONG", 0)  # every text becomes ids beside the loop
             monkeypatch.setattr(OpenModel, "candidates", slow)
             task = asyncio.create_task(engine.answer(replace(FULL, session="slow")))
             await asyncio.to_thread(prepared.wait, 60)

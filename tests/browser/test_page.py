@@ -457,6 +457,70 @@ def test_the_chosen_one_keeps_its_place_when_the_order_comes(page: Page, scripte
 
 
 def test_escape_closes_and_gives_the_keys_back(health: Page, scripted: ScriptedService) -> None:
+def test_what_is_chosen_stays_chosen_when_newer_answers_come(page: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["ab one", "ab two", "ac three"])
+    page.press("x")
+    page.shows("ab one", "ab two", "ac three")
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    scripted.answer = lambda fields: Reply(["new", "newer", "newest"], stepwise=True)
+    for key, left, chosen in (("a", ("b one", "b two", "c three"), "b two"), ("b", (" two",), " two")):
+        page.press(key)
+        page.shows(*left)
+        assert page.selected == "xab two"
+        scripted.go_on()
+        scripted.go_on()
+        page.wait(lambda: page.find("#took").text)
+        assert page.rows == [chosen, "new", "newer"]
+        assert page.selected == "xab two"
+    page.press(Keys.ENTER)
+    assert page.text == "xab two"
+
+
+def test_what_is_chosen_before_the_answer_comes_stays_chosen(page: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["ab one", "ab two"])
+    page.press("x")
+    page.shows("ab one", "ab two")
+    scripted.answer = lambda fields: Reply(["new", "b two"], scores=(-1, -2), stepwise=True)
+    page.press("a")
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    for _ in range(3):
+        scripted.go_on()
+    page.wait(lambda: page.find("#took").text)
+    assert page.rows == ["b two", "new"], "once, though the new answer says it too"
+    assert page.selected == "xab two"
+    page.press(Keys.ARROW_DOWN, Keys.ENTER)
+    assert page.text == "xanew"
+
+
+def test_what_is_chosen_stays_chosen_when_the_settings_change(health: Page, scripted: ScriptedService) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    scripted.answer = lambda fields: Reply(["新的", "别的"])
+    health.find("[popovertarget=settings]").click()
+    health.find("#samples").send_keys(Keys.ARROW_RIGHT)
+    health.shows(HEALTH[1], "新的")
+    assert health.selected == "高血压要注意" + HEALTH[1]
+
+
+def test_what_is_chosen_stays_chosen_after_a_composition(health: Page) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    health.compose("j", "ji")
+    assert health.rows == []
+    assert health.box.get_attribute("aria-activedescendant") is None
+    health.settle("忌")
+    health.wait(lambda: health.find("#took").text)
+    assert health.rows == ["口"]
+    assert health.selected == "高血压要注意忌口"
+
+
+def test_what_is_typed_against_the_chosen_one_ends_the_choice(health: Page) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    health.press("山")
+    assert health.rows == []
+    health.press(Keys.BACKSPACE)
+    health.shows(*HEALTH)
+    assert health.selected is None
+
+
     health.press(Keys.ESCAPE)
     assert health.rows == []
     health.press(Keys.ENTER)
@@ -636,6 +700,26 @@ def test_taken_prompts_are_kept_recalled_and_forgotten(health: Page) -> None:
     health.shows(*HEALTH)
     health.press(Keys.TAB, Keys.TAB)
     health.open()
+@pytest.mark.parametrize("mended", ["the key", "a setting"])
+def test_nothing_is_said_of_an_answer_that_has_not_come(page: Page, scripted: ScriptedService, mended: str) -> None:
+    page.expects_network_faults = True
+    scripted.key = "k" if mended == "the key" else ""
+    scripted.answer = lambda fields: Reply(status=400, code="invalid_value")
+    page.press("x")
+    page.wait(lambda: page.notice)
+    scripted.answer = lambda fields: Reply(["a"], stepwise=True)
+    if mended == "the key":
+        page.find("#key").send_keys("k", Keys.ENTER)
+    else:
+        page.find("[popovertarget=settings]").click()
+        page.find("#samples").send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: len(scripted.calls) == 2)
+    assert page.notice == ""
+    scripted.go_on()
+    scripted.go_on()
+    page.shows("a")
+
+
     health.find("[popovertarget=taken]").click()
     prompts = [row.text for row in health.driver.find_elements(By.CSS_SELECTOR, "#taken .prompt")]
     assert prompts == ["高血压要注意饮食和", "高血压要注意忌口"], "a walk is one entry"

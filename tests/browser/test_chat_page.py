@@ -356,6 +356,79 @@ def test_a_long_talk_is_sent_from_its_end(chat: Chat, scripted: ScriptedService)
     at_end = "return document.documentElement.scrollHeight - innerHeight - scrollY < 4"
     chat.wait(lambda: chat.driver.execute_script(at_end))
 
+def test_what_one_window_clears_is_gone_from_the_other(answered: Chat, scripted: ScriptedService) -> None:
+    with answered.two_windows() as (first, second):
+        answered.says(FIRST, SALT)
+        answered.find("#clear").click()
+        answered.says()
+        answered.go_to(first)
+        answered.says()
+        assert answered.is_shown("#welcome")
+        answered.ask("x")
+        answered.says("x", SALT)
+        assert scripted.calls[-1]["history"] == []
+        answered.go_to(second)
+        answered.says("x", SALT)
+
+
+def test_two_windows_lose_no_turn(answered: Chat, scripted: ScriptedService) -> None:
+    answers = {"x": Reply(["one two"], stepwise=True), "y": Reply(["three"])}
+    scripted.answer = lambda fields: answers[fields["question"]]
+    answered.ask("x")
+    answered.wait(lambda: len(scripted.calls) == 2)
+    with answered.two_windows() as (first, second):
+        answered.ask("y")
+        answered.says(FIRST, SALT, "y", "three")
+        answered.go_to(first)
+        assert answered.said == [FIRST, SALT, "x", ""], "nothing moves while an answer comes"
+        for _ in range(3):
+            scripted.go_on()
+        for window in (first, second):
+            answered.go_to(window)
+            answered.says(FIRST, SALT, "y", "three", "x", "one two")
+
+
+def test_an_answer_brings_nothing_back_that_another_window_cleared(answered: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["one two"], stepwise=True)
+    answered.find(".last .again").click()
+    answered.wait(lambda: len(scripted.calls) == 2)
+    with answered.two_windows() as (first, _):
+        answered.find("#clear").click()
+        answered.says()
+        answered.go_to(first)
+        for _ in range(3):
+            scripted.go_on()
+        answered.says(FIRST, "one two")
+        assert answered.others == []
+
+
+def test_answering_anew_meets_what_another_window_chose(answered: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["one two"], stepwise=True)
+    answered.find(".last .again").click()
+    answered.wait(lambda: len(scripted.calls) == 2)
+    with answered.two_windows() as (first, _):
+        answered.find(".last summary").click()
+        answered.find(".last .other").click()
+        answered.says(FIRST, WALK)
+        answered.go_to(first)
+        for _ in range(3):
+            scripted.go_on()
+        answered.says(FIRST, "one two")
+        assert answered.others == [SALT, WALK]
+
+
+def test_a_browser_that_keeps_nothing_can_talk(chat: Chat, scripted: ScriptedService) -> None:
+    chat.driver.execute_script("""
+      for (const name of ["getItem", "setItem"]) Storage.prototype[name] = () => { throw new DOMException("no", "QuotaExceededError"); };
+    """)
+    scripted.answer = lambda fields: Reply([SALT])
+    for asked in ("x", "y"):
+        chat.ask(asked)
+        chat.wait(lambda asked=asked: chat.said[-2:] == [asked, SALT])
+    chat.says("x", SALT, "y", SALT)
+    assert scripted.calls[1]["history"] == history("x", SALT)
+
+
 
 # Failing
 

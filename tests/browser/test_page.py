@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -22,6 +23,16 @@ AXE = Path(__file__).parent / "axe" / "axe.min.js"
 ROWS = """
 return [...document.querySelectorAll("#candidates li")].filter(row => row.checkVisibility())
   .map(row => ["gap", "next", "rest"].map(part => row.querySelector("." + part).textContent).join(""));
+"""
+LISTEN = """
+const live = document.getElementById("live");
+window.heard = [];
+new MutationObserver(() => heard.push(live.textContent)).observe(live, {childList: true, characterData: true, subtree: true});
+"""
+NO_CLIPBOARD = """
+const own = document.execCommand;
+Object.defineProperty(navigator, "clipboard", {value: undefined});
+document.execCommand = (name, ...rest) => name !== "copy" && own.call(document, name, ...rest);
 """
 HEALTH = ("饮食和作息，少熬夜。", "忌口", "控制体重")
 
@@ -61,6 +72,44 @@ class Page:
     @property
     def notice(self) -> str:
         return self.find("#notice").text
+
+    def listen(self) -> None:
+        """From now on `heard` is what becomes of the live region: "" is that it was emptied."""
+        self.driver.execute_script(LISTEN)
+
+    def hears(self, *texts: str) -> None:
+        """Waits until exactly these were heard."""
+        self.wait(lambda: self.heard == list(texts), lambda: self.heard)
+
+    @property
+    def heard(self) -> list[str]:
+        return list(self.driver.execute_script("return heard"))
+
+    @property
+    def told(self) -> str:
+        """What a screen reader was told last."""
+        return str(self.find("#live").get_property("textContent"))
+
+    def is_told(self, words: str) -> None:
+        """Waits until a screen reader is."""
+        self.wait(lambda: self.told == words, lambda: self.told)
+
+    @contextlib.contextmanager
+    def two_windows(self) -> Iterator[tuple[str, str]]:
+        """The page in a second window too, where one is then; go_to(one of the two) changes windows."""
+        first = self.driver.current_window_handle
+        self.driver.switch_to.new_window("window")
+        second = self.driver.current_window_handle
+        try:
+            self.open()
+            yield first, second
+        finally:
+            self.go_to(second)
+            self.driver.close()
+            self.go_to(first)
+
+    def go_to(self, window: str) -> None:
+        self.driver.switch_to.window(window)
 
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -729,6 +778,36 @@ def test_nothing_is_said_of_an_answer_that_has_not_come(page: Page, scripted: Sc
     health.find("#taken .forget").click()
     assert health.find("#taken .none").is_displayed()
     assert health.driver.execute_script("return localStorage.getItem('promptgen.taken')") is None
+
+
+def test_windows_share_what_was_taken(health: Page) -> None:
+    def prompts() -> list[str]:
+        script = "return [...document.querySelectorAll('#taken .prompt')].map(e => e.textContent)"
+        return list(health.driver.execute_script(script))
+
+    def take(place: int) -> None:
+        health.press("高血压要注意")
+        health.shows(*HEALTH)
+        health.press(*[Keys.ARROW_DOWN] * place, Keys.ENTER)
+
+    one, two, three = ("高血压要注意" + end for end in HEALTH)
+    health.press(Keys.ENTER)
+    health.find("[popovertarget=taken]").click()
+    with health.two_windows() as (first, second):
+        health.find("[popovertarget=taken]").click()
+        assert prompts() == [one]
+        health.find("#taken .forget").click()
+        health.go_to(first)
+        health.wait(lambda: prompts() == [], prompts)
+        health.find("#taken [popovertarget]").click()
+        health.find("#clear").click()
+        take(2)
+        health.go_to(second)
+        health.wait(lambda: prompts() == [two], prompts)
+        health.find("#taken [popovertarget]").click()
+        take(3)
+        health.go_to(first)
+        health.wait(lambda: prompts() == [three, two], prompts)
 
 
 def test_an_example_begins_a_prompt(page: Page, scripted: ScriptedService) -> None:

@@ -70,7 +70,7 @@ function onKey(event) {
 
 function choose(index) {
   talk.choose(index);
-  element("talk").querySelector(".last .again").focus(); // the button that was pressed is gone
+  element("talk").querySelector(".last .again")?.focus(); // the button that was pressed is gone
 }
 
 function show(newest, what) {

@@ -13,7 +13,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from test_page import AXE, Page, media
+from test_page import AXE, NO_CLIPBOARD, Page, media
 
 pytestmark = pytest.mark.browser
 
@@ -36,11 +36,6 @@ class Chat(Page):
     @property
     def others(self) -> list[str]:
         return list(self.driver.execute_script(TEXTS, ".last .other"))
-
-    @property
-    def told(self) -> str:
-        """What a screen reader was told last."""
-        return str(self.find("#live").get_property("textContent"))
 
     def ask(self, question: str) -> None:
         self.press(question, Keys.ENTER)
@@ -126,6 +121,24 @@ def test_an_example_is_a_question(chat: Chat, scripted: ScriptedService) -> None
     assert not chat.is_shown("#welcome")
 
 
+def test_an_example_leaves_what_is_being_written(chat: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply([SALT], stepwise=True)
+    chat.press("why")
+    example = chat.find(".example")
+    chat.driver.execute_script("""
+      window.visits = 0;
+      document.getElementById("box").addEventListener("focus", () => visits++);
+    """)
+    example.click()
+    chat.wait(lambda: scripted.calls)
+    assert (chat.text, chat.focused) == ("why", "stop")
+    assert chat.driver.execute_script("return visits") == 0, "a phone would open its keyboard"
+    for _ in range(len(SALT) + 1):
+        scripted.go_on()
+    chat.says(FIRST, SALT)
+    assert chat.text == "why"
+
+
 def test_the_button_sends_and_a_blank_question_does_not(chat: Chat, scripted: ScriptedService) -> None:
     scripted.answer = lambda fields: Reply([SALT])
     chat.ask("  ")
@@ -176,7 +189,7 @@ def test_what_came_before_it_was_stopped_stays_and_is_history(chat: Chat, script
     chat.wait(lambda: not chat.is_shown("#stop"))
     assert chat.said[1].startswith("one two")
     assert not chat.said[1].endswith("six")
-    assert chat.told == "Stopped"
+    chat.is_told("Stopped")
     chat.wait(lambda: len(scripted.left) == 1)
     stopped = chat.said[1]
     scripted.answer = lambda fields: Reply(["ok"])
@@ -249,7 +262,7 @@ def test_another_answer_can_be_chosen_and_is_what_was_said(answered: Chat, scrip
     answered.find(".last .other").click()
     answered.says(FIRST, WALK)
     assert answered.others == [SALT]
-    assert answered.told == f"Taken in its place: {WALK}"
+    answered.is_told(f"Taken in its place: {WALK}")
     answered.ask(SECOND)
     answered.says(FIRST, WALK, SECOND, SALT)
     assert scripted.calls[1]["history"] == history(FIRST, WALK)
@@ -294,9 +307,21 @@ def test_an_answer_is_copied(answered: Chat) -> None:
         origin=answered.origin,
     )
     answered.find(".last .copy").click()
-    answered.wait(lambda: answered.told == "Copied")
+    answered.is_told("Copied")
     script = "navigator.clipboard.readText().then(arguments[0])"
     assert answered.driver.execute_async_script(script) == SALT
+
+
+def test_a_copy_that_fails_is_told(answered: Chat) -> None:
+    answered.is_told(f"Answer: {SALT}")
+    answered.driver.execute_script(NO_CLIPBOARD)
+    for words in ("It could not be copied.", "没能复制"):
+        answered.find(".last .copy").click()
+        answered.wait(lambda words=words: answered.notice.startswith(words), lambda: answered.notice)
+        assert answered.driver.switch_to.active_element == answered.find(".last .copy")
+        assert answered.find(".last .copy").get_attribute("class") == "quiet icon copy"
+        answered.find("#language").click()
+    assert answered.told == f"Answer: {SALT}"
 
 
 # Keeping
@@ -330,31 +355,6 @@ def test_cleared_while_an_answer_comes_nothing_of_it_comes_back(answered: Chat, 
     answered.wait(lambda: len(scripted.left) == 1)
     answered.stays(lambda: answered.said == [] and answered.text == "", 0.3)
 
-
-@pytest.mark.parametrize(
-    "damage", ['"no talk"', "[1, null, {}]", '[{"question": "x", "answers": [], "chosen": 0}]', "{"]
-)
-def test_what_was_kept_by_another_version_is_no_harm(chat: Chat, scripted: ScriptedService, damage: str) -> None:
-    chat.driver.execute_script("localStorage.setItem('promptgen.talk', arguments[0])", damage)
-    chat.open()
-    scripted.answer = lambda fields: Reply([SALT])
-    chat.ask("x")
-    chat.says("x", SALT)
-
-
-def test_a_long_talk_is_sent_from_its_end(chat: Chat, scripted: ScriptedService) -> None:
-    turns = [{"question": f"q{n}", "answers": [f"a{n}"], "chosen": 0} for n in range(120)]
-    chat.driver.execute_script("localStorage.setItem('promptgen.talk', arguments[0])", json.dumps(turns))
-    chat.open()
-    scripted.answer = lambda fields: Reply(["ok"])
-    chat.ask("x")
-    chat.wait(lambda: chat.said[-1] == "ok")
-    assert scripted.calls[0]["history"] == history(*(f"{who}{n}" for n in range(114, 120) for who in "qa"))
-    chat.wait(
-        lambda: len(json.loads(chat.driver.execute_script("return localStorage.getItem('promptgen.talk')"))) == 100
-    )
-    at_end = "return document.documentElement.scrollHeight - innerHeight - scrollY < 4"
-    chat.wait(lambda: chat.driver.execute_script(at_end))
 
 def test_what_one_window_clears_is_gone_from_the_other(answered: Chat, scripted: ScriptedService) -> None:
     with answered.two_windows() as (first, second):
@@ -428,6 +428,31 @@ def test_a_browser_that_keeps_nothing_can_talk(chat: Chat, scripted: ScriptedSer
     chat.says("x", SALT, "y", SALT)
     assert scripted.calls[1]["history"] == history("x", SALT)
 
+
+@pytest.mark.parametrize(
+    "damage", ['"no talk"', "[1, null, {}]", '[{"question": "x", "answers": [], "chosen": 0}]', "{"]
+)
+def test_what_was_kept_by_another_version_is_no_harm(chat: Chat, scripted: ScriptedService, damage: str) -> None:
+    chat.driver.execute_script("localStorage.setItem('promptgen.talk', arguments[0])", damage)
+    chat.open()
+    scripted.answer = lambda fields: Reply([SALT])
+    chat.ask("x")
+    chat.says("x", SALT)
+
+
+def test_a_long_talk_is_sent_from_its_end(chat: Chat, scripted: ScriptedService) -> None:
+    turns = [{"question": f"q{n}", "answers": [f"a{n}"], "chosen": 0} for n in range(120)]
+    chat.driver.execute_script("localStorage.setItem('promptgen.talk', arguments[0])", json.dumps(turns))
+    chat.open()
+    scripted.answer = lambda fields: Reply(["ok"])
+    chat.ask("x")
+    chat.wait(lambda: chat.said[-1] == "ok")
+    assert scripted.calls[0]["history"] == history(*(f"{who}{n}" for n in range(114, 120) for who in "qa"))
+    chat.wait(
+        lambda: len(json.loads(chat.driver.execute_script("return localStorage.getItem('promptgen.talk')"))) == 100
+    )
+    at_end = "return document.documentElement.scrollHeight - innerHeight - scrollY < 4"
+    chat.wait(lambda: chat.driver.execute_script(at_end))
 
 
 # Failing
@@ -520,7 +545,7 @@ def test_markup_is_inert(chat: Chat, scripted: ScriptedService) -> None:
     scripted.answer = lambda fields: Reply([nasty, "</p></li></ol><h1>x</h1>"])
     chat.ask("<b onmouseover=window.pwned=1>{count}")
     chat.says("<b onmouseover=window.pwned=1>{count}", nasty)
-    assert chat.told == f"Answer: {nasty}"
+    chat.is_told(f"Answer: {nasty}")
     chat.open()
     chat.says("<b onmouseover=window.pwned=1>{count}", nasty)
     counts = "return [window.pwned, document.images.length, document.querySelectorAll('h1').length, document.querySelectorAll('b').length]"
@@ -555,7 +580,7 @@ def test_both_dictionaries_say_the_same_things(chat: Chat) -> None:
 
 
 def test_a_screen_reader_is_told_who_speaks_and_what_happens(answered: Chat) -> None:
-    assert answered.told == f"Answer: {SALT}"
+    answered.is_told(f"Answer: {SALT}")
     speakers = answered.driver.execute_script(TEXTS, "#talk .unseen")
     assert speakers == ["You:", "Answer:"]
     names = [
@@ -564,6 +589,15 @@ def test_a_screen_reader_is_told_who_speaks_and_what_happens(answered: Chat) -> 
     assert names == ["Copy", "Answer anew"]
     assert answered.box.get_attribute("aria-label") == "Your question"
     assert answered.box.get_attribute("aria-describedby") == "disclaimer"
+
+
+def test_a_screen_reader_is_told_the_same_again(answered: Chat) -> None:
+    answered.is_told(f"Answer: {SALT}")
+    answered.listen()
+    answered.find(".last .copy").click()
+    answered.hears("", "Copied")
+    answered.find(".last .copy").click()
+    answered.hears("", "Copied", "", "Copied")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

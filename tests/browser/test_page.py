@@ -457,55 +457,6 @@ def test_up_from_the_first_leaves_the_list(health: Page) -> None:
     assert health.selected is None
 
 
-def test_tab_takes_word_by_word_and_the_candidate_stays_first(health: Page, scripted: ScriptedService) -> None:
-    others = ("别的", "另外")
-    scripted.answer = lambda fields: Reply([*others, *continuing("高血压要注意", fields["context"], HEALTH)])
-    texts = []
-    for _ in range(4):
-        health.press(Keys.TAB)
-        texts.append(health.text)
-        walked = ("高血压要注意" + HEALTH[0]).removeprefix(texts[-1])
-        health.shows(walked, *others)
-    assert texts == ["高血压要注意饮食", "高血压要注意饮食和", "高血压要注意饮食和作息", "高血压要注意饮食和作息，少"]
-
-
-def test_tab_needs_no_answer_to_go_on(health: Page, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply(["别的"], before_s=5)
-    health.press(Keys.TAB, Keys.TAB, Keys.TAB)
-    assert health.text == "高血压要注意饮食和作息"
-    assert health.rows == ["，少熬夜。"]
-
-
-def test_tab_walks_along_the_chosen_one(health: Page) -> None:
-    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.TAB)
-    assert health.text == "高血压要注意控制"
-    assert health.selected == "高血压要注意控制体重"
-    health.press(Keys.TAB)
-    assert health.text == "高血压要注意控制体重"
-
-
-def test_a_word_cut_in_the_middle_is_finished_by_tab(page: Page, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply(["avel cheaply"])
-    page.press("how to tr")
-    page.shows("avel cheaply")
-    page.press(Keys.TAB)
-    assert page.text == "how to travel"
-
-
-def test_the_chosen_one_keeps_its_place_when_the_order_comes(page: Page, scripted: ScriptedService) -> None:
-    scripted.answer = lambda fields: Reply(["a b", "d e"], scores=(-2, -1), stepwise=True)
-    page.press("x")
-    scripted.go_on()
-    page.shows("a", "d")
-    page.press(Keys.ARROW_DOWN)
-    scripted.go_on()
-    scripted.go_on()
-    page.wait(lambda: page.find("#took").text)
-    assert page.rows == ["a b", "d e"]
-    assert page.selected == "xa b"
-
-
-def test_escape_closes_and_gives_the_keys_back(health: Page, scripted: ScriptedService) -> None:
 def test_what_is_chosen_stays_chosen_when_newer_answers_come(page: Page, scripted: ScriptedService) -> None:
     scripted.answer = lambda fields: Reply(["ab one", "ab two", "ac three"])
     page.press("x")
@@ -570,6 +521,55 @@ def test_what_is_typed_against_the_chosen_one_ends_the_choice(health: Page) -> N
     assert health.selected is None
 
 
+def test_tab_takes_word_by_word_and_the_candidate_stays_first(health: Page, scripted: ScriptedService) -> None:
+    others = ("别的", "另外")
+    scripted.answer = lambda fields: Reply([*others, *continuing("高血压要注意", fields["context"], HEALTH)])
+    texts = []
+    for _ in range(4):
+        health.press(Keys.TAB)
+        texts.append(health.text)
+        walked = ("高血压要注意" + HEALTH[0]).removeprefix(texts[-1])
+        health.shows(walked, *others)
+    assert texts == ["高血压要注意饮食", "高血压要注意饮食和", "高血压要注意饮食和作息", "高血压要注意饮食和作息，少"]
+
+
+def test_tab_needs_no_answer_to_go_on(health: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["别的"], before_s=5)
+    health.press(Keys.TAB, Keys.TAB, Keys.TAB)
+    assert health.text == "高血压要注意饮食和作息"
+    assert health.rows == ["，少熬夜。"]
+
+
+def test_tab_walks_along_the_chosen_one(health: Page) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.TAB)
+    assert health.text == "高血压要注意控制"
+    assert health.selected == "高血压要注意控制体重"
+    health.press(Keys.TAB)
+    assert health.text == "高血压要注意控制体重"
+
+
+def test_a_word_cut_in_the_middle_is_finished_by_tab(page: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["avel cheaply"])
+    page.press("how to tr")
+    page.shows("avel cheaply")
+    page.press(Keys.TAB)
+    assert page.text == "how to travel"
+
+
+def test_the_chosen_one_keeps_its_place_when_the_order_comes(page: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["a b", "d e"], scores=(-2, -1), stepwise=True)
+    page.press("x")
+    scripted.go_on()
+    page.shows("a", "d")
+    page.press(Keys.ARROW_DOWN)
+    scripted.go_on()
+    scripted.go_on()
+    page.wait(lambda: page.find("#took").text)
+    assert page.rows == ["a b", "d e"]
+    assert page.selected == "xa b"
+
+
+def test_escape_closes_and_gives_the_keys_back(health: Page, scripted: ScriptedService) -> None:
     health.press(Keys.ESCAPE)
     assert health.rows == []
     health.press(Keys.ENTER)
@@ -700,6 +700,26 @@ def test_other_failures_are_said_and_forgotten_with_the_next_answer(page: Page, 
     assert page.notice == ""
 
 
+@pytest.mark.parametrize("mended", ["the key", "a setting"])
+def test_nothing_is_said_of_an_answer_that_has_not_come(page: Page, scripted: ScriptedService, mended: str) -> None:
+    page.expects_network_faults = True
+    scripted.key = "k" if mended == "the key" else ""
+    scripted.answer = lambda fields: Reply(status=400, code="invalid_value")
+    page.press("x")
+    page.wait(lambda: page.notice)
+    scripted.answer = lambda fields: Reply(["a"], stepwise=True)
+    if mended == "the key":
+        page.find("#key").send_keys("k", Keys.ENTER)
+    else:
+        page.find("[popovertarget=settings]").click()
+        page.find("#samples").send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: len(scripted.calls) == 2)
+    assert page.notice == ""
+    scripted.go_on()
+    scripted.go_on()
+    page.shows("a")
+
+
 def test_markup_is_inert(page: Page, scripted: ScriptedService) -> None:
     nasty = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
     scripted.answer = lambda fields: Reply([f"{nasty}{{seconds}}", "</li></ul><h1>x</h1>"])
@@ -749,26 +769,6 @@ def test_taken_prompts_are_kept_recalled_and_forgotten(health: Page) -> None:
     health.shows(*HEALTH)
     health.press(Keys.TAB, Keys.TAB)
     health.open()
-@pytest.mark.parametrize("mended", ["the key", "a setting"])
-def test_nothing_is_said_of_an_answer_that_has_not_come(page: Page, scripted: ScriptedService, mended: str) -> None:
-    page.expects_network_faults = True
-    scripted.key = "k" if mended == "the key" else ""
-    scripted.answer = lambda fields: Reply(status=400, code="invalid_value")
-    page.press("x")
-    page.wait(lambda: page.notice)
-    scripted.answer = lambda fields: Reply(["a"], stepwise=True)
-    if mended == "the key":
-        page.find("#key").send_keys("k", Keys.ENTER)
-    else:
-        page.find("[popovertarget=settings]").click()
-        page.find("#samples").send_keys(Keys.ARROW_RIGHT)
-    page.wait(lambda: len(scripted.calls) == 2)
-    assert page.notice == ""
-    scripted.go_on()
-    scripted.go_on()
-    page.shows("a")
-
-
     health.find("[popovertarget=taken]").click()
     prompts = [row.text for row in health.driver.find_elements(By.CSS_SELECTOR, "#taken .prompt")]
     assert prompts == ["高血压要注意饮食和", "高血压要注意忌口"], "a walk is one entry"
@@ -834,12 +834,25 @@ def test_copy(health: Page, secure: bool) -> None:
           Object.defineProperty(navigator, "clipboard", {value: undefined});
         """)
     health.find("#copy").click()
-    health.wait(lambda: health.find("#live").get_property("textContent") == "Copied")
+    health.is_told("Copied")
+    assert health.driver.switch_to.active_element == health.find("#copy")
     copied = health.driver.execute_async_script("""
       document.body.focus();
       (navigator.clipboard ?? window.clipboard).readText().then(arguments[0], fault => arguments[0](String(fault)));
     """)
     assert copied == "高血压要注意"
+
+
+def test_a_copy_that_fails_is_told(health: Page) -> None:
+    health.listen()
+    health.driver.execute_script(NO_CLIPBOARD)
+    for words in ("It could not be copied.", "没能复制"):
+        health.find("#copy").click()
+        health.wait(lambda words=words: health.notice.startswith(words), lambda: health.notice)
+        assert health.driver.switch_to.active_element == health.find("#copy")
+        assert health.find("#copy").get_attribute("class") == "quiet icon"
+        health.find("#language").click()
+    assert not {"Copied", "已复制"} & set(health.heard)
 
 
 def test_words_in_both_languages(page: Page, scripted: ScriptedService) -> None:
@@ -949,7 +962,7 @@ def test_nothing_is_wider_than_a_phone(page: Page, scripted: ScriptedService) ->
 
 
 def test_a_screen_reader_hears_how_many_and_which(health: Page) -> None:
-    health.wait(lambda: health.find("#live").get_property("textContent") == "3 candidates")
+    health.is_told("3 candidates")
     health.press(Keys.ARROW_DOWN)
     tree = health.cdp("Accessibility.getFullAXTree")["nodes"]
     named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree if not node["ignored"]}
@@ -958,6 +971,18 @@ def test_a_screen_reader_hears_how_many_and_which(health: Page) -> None:
     assert {name for role, name in named if role == "option"} == set(HEALTH)
     box = next(node for node in tree if node["role"]["value"] == "textbox")
     assert "activedescendant" in {one["name"] for one in box["properties"]}
+
+
+def test_a_screen_reader_is_told_the_same_again(health: Page, scripted: ScriptedService) -> None:
+    health.is_told("3 candidates")
+    health.listen()
+    scripted.answer = lambda fields: Reply(["a", "b", "c"])
+    health.press("山")
+    health.hears("", "3 candidates")
+    health.find("#copy").click()
+    health.hears("", "3 candidates", "", "Copied")
+    health.find("#copy").click()
+    health.hears("", "3 candidates", "", "Copied", "", "Copied")
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_inline(health: Page, scripted: ScriptedService) -> None:

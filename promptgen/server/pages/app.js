@@ -93,8 +93,12 @@ function close() {
 }
 
 async function copy() {
-  await copyText(box.text);
+  const isCopied = await copyText(box.text);
   taken.add(box.text);
+  if (!isCopied) {
+    notices.tell(say("notCopied"));
+    return;
+  }
   notices.announce(say("copied"));
   element("copy").classList.add("done");
   setTimeout(() => element("copy").classList.remove("done"), COPIED_FOR_MS);

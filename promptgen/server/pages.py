@@ -23,6 +23,7 @@ _NAMES = (
     "faults.js",
     "icon.svg",
     "list.js",
+    "live.js",
     "look.js",
     "notices.js",
     "pace.js",

@@ -13,7 +13,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from test_page import AXE, Page, media
+from test_page import AXE, NO_CLIPBOARD, Page, media
 
 pytestmark = pytest.mark.browser
 
@@ -36,11 +36,6 @@ class Chat(Page):
     @property
     def others(self) -> list[str]:
         return list(self.driver.execute_script(TEXTS, ".last .other"))
-
-    @property
-    def told(self) -> str:
-        """What a screen reader was told last."""
-        return str(self.find("#live").get_property("textContent"))
 
     def ask(self, question: str) -> None:
         self.press(question, Keys.ENTER)
@@ -126,6 +121,24 @@ def test_an_example_is_a_question(chat: Chat, scripted: ScriptedService) -> None
     assert not chat.is_shown("#welcome")
 
 
+def test_an_example_leaves_what_is_being_written(chat: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply([SALT], stepwise=True)
+    chat.press("why")
+    example = chat.find(".example")
+    chat.driver.execute_script("""
+      window.visits = 0;
+      document.getElementById("box").addEventListener("focus", () => visits++);
+    """)
+    example.click()
+    chat.wait(lambda: scripted.calls)
+    assert (chat.text, chat.focused) == ("why", "stop")
+    assert chat.driver.execute_script("return visits") == 0, "a phone would open its keyboard"
+    for _ in range(len(SALT) + 1):
+        scripted.go_on()
+    chat.says(FIRST, SALT)
+    assert chat.text == "why"
+
+
 def test_the_button_sends_and_a_blank_question_does_not(chat: Chat, scripted: ScriptedService) -> None:
     scripted.answer = lambda fields: Reply([SALT])
     chat.ask("  ")
@@ -176,7 +189,7 @@ def test_what_came_before_it_was_stopped_stays_and_is_history(chat: Chat, script
     chat.wait(lambda: not chat.is_shown("#stop"))
     assert chat.said[1].startswith("one two")
     assert not chat.said[1].endswith("six")
-    assert chat.told == "Stopped"
+    chat.is_told("Stopped")
     chat.wait(lambda: len(scripted.left) == 1)
     stopped = chat.said[1]
     scripted.answer = lambda fields: Reply(["ok"])
@@ -249,7 +262,7 @@ def test_another_answer_can_be_chosen_and_is_what_was_said(answered: Chat, scrip
     answered.find(".last .other").click()
     answered.says(FIRST, WALK)
     assert answered.others == [SALT]
-    assert answered.told == f"Taken in its place: {WALK}"
+    answered.is_told(f"Taken in its place: {WALK}")
     answered.ask(SECOND)
     answered.says(FIRST, WALK, SECOND, SALT)
     assert scripted.calls[1]["history"] == history(FIRST, WALK)
@@ -294,9 +307,21 @@ def test_an_answer_is_copied(answered: Chat) -> None:
         origin=answered.origin,
     )
     answered.find(".last .copy").click()
-    answered.wait(lambda: answered.told == "Copied")
+    answered.is_told("Copied")
     script = "navigator.clipboard.readText().then(arguments[0])"
     assert answered.driver.execute_async_script(script) == SALT
+
+
+def test_a_copy_that_fails_is_told(answered: Chat) -> None:
+    answered.is_told(f"Answer: {SALT}")
+    answered.driver.execute_script(NO_CLIPBOARD)
+    for words in ("It could not be copied.", "没能复制"):
+        answered.find(".last .copy").click()
+        answered.wait(lambda words=words: answered.notice.startswith(words), lambda: answered.notice)
+        assert answered.driver.switch_to.active_element == answered.find(".last .copy")
+        assert answered.find(".last .copy").get_attribute("class") == "quiet icon copy"
+        answered.find("#language").click()
+    assert answered.told == f"Answer: {SALT}"
 
 
 # Keeping
@@ -329,6 +354,79 @@ def test_cleared_while_an_answer_comes_nothing_of_it_comes_back(answered: Chat, 
     answered.says()
     answered.wait(lambda: len(scripted.left) == 1)
     answered.stays(lambda: answered.said == [] and answered.text == "", 0.3)
+
+
+def test_what_one_window_clears_is_gone_from_the_other(answered: Chat, scripted: ScriptedService) -> None:
+    with answered.two_windows() as (first, second):
+        answered.says(FIRST, SALT)
+        answered.find("#clear").click()
+        answered.says()
+        answered.go_to(first)
+        answered.says()
+        assert answered.is_shown("#welcome")
+        answered.ask("x")
+        answered.says("x", SALT)
+        assert scripted.calls[-1]["history"] == []
+        answered.go_to(second)
+        answered.says("x", SALT)
+
+
+def test_two_windows_lose_no_turn(answered: Chat, scripted: ScriptedService) -> None:
+    answers = {"x": Reply(["one two"], stepwise=True), "y": Reply(["three"])}
+    scripted.answer = lambda fields: answers[fields["question"]]
+    answered.ask("x")
+    answered.wait(lambda: len(scripted.calls) == 2)
+    with answered.two_windows() as (first, second):
+        answered.ask("y")
+        answered.says(FIRST, SALT, "y", "three")
+        answered.go_to(first)
+        assert answered.said == [FIRST, SALT, "x", ""], "nothing moves while an answer comes"
+        for _ in range(3):
+            scripted.go_on()
+        for window in (first, second):
+            answered.go_to(window)
+            answered.says(FIRST, SALT, "y", "three", "x", "one two")
+
+
+def test_an_answer_brings_nothing_back_that_another_window_cleared(answered: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["one two"], stepwise=True)
+    answered.find(".last .again").click()
+    answered.wait(lambda: len(scripted.calls) == 2)
+    with answered.two_windows() as (first, _):
+        answered.find("#clear").click()
+        answered.says()
+        answered.go_to(first)
+        for _ in range(3):
+            scripted.go_on()
+        answered.says(FIRST, "one two")
+        assert answered.others == []
+
+
+def test_answering_anew_meets_what_another_window_chose(answered: Chat, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["one two"], stepwise=True)
+    answered.find(".last .again").click()
+    answered.wait(lambda: len(scripted.calls) == 2)
+    with answered.two_windows() as (first, _):
+        answered.find(".last summary").click()
+        answered.find(".last .other").click()
+        answered.says(FIRST, WALK)
+        answered.go_to(first)
+        for _ in range(3):
+            scripted.go_on()
+        answered.says(FIRST, "one two")
+        assert answered.others == [SALT, WALK]
+
+
+def test_a_browser_that_keeps_nothing_can_talk(chat: Chat, scripted: ScriptedService) -> None:
+    chat.driver.execute_script("""
+      for (const name of ["getItem", "setItem"]) Storage.prototype[name] = () => { throw new DOMException("no", "QuotaExceededError"); };
+    """)
+    scripted.answer = lambda fields: Reply([SALT])
+    for asked in ("x", "y"):
+        chat.ask(asked)
+        chat.wait(lambda asked=asked: chat.said[-2:] == [asked, SALT])
+    chat.says("x", SALT, "y", SALT)
+    assert scripted.calls[1]["history"] == history("x", SALT)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +545,7 @@ def test_markup_is_inert(chat: Chat, scripted: ScriptedService) -> None:
     scripted.answer = lambda fields: Reply([nasty, "</p></li></ol><h1>x</h1>"])
     chat.ask("<b onmouseover=window.pwned=1>{count}")
     chat.says("<b onmouseover=window.pwned=1>{count}", nasty)
-    assert chat.told == f"Answer: {nasty}"
+    chat.is_told(f"Answer: {nasty}")
     chat.open()
     chat.says("<b onmouseover=window.pwned=1>{count}", nasty)
     counts = "return [window.pwned, document.images.length, document.querySelectorAll('h1').length, document.querySelectorAll('b').length]"
@@ -482,7 +580,7 @@ def test_both_dictionaries_say_the_same_things(chat: Chat) -> None:
 
 
 def test_a_screen_reader_is_told_who_speaks_and_what_happens(answered: Chat) -> None:
-    assert answered.told == f"Answer: {SALT}"
+    answered.is_told(f"Answer: {SALT}")
     speakers = answered.driver.execute_script(TEXTS, "#talk .unseen")
     assert speakers == ["You:", "Answer:"]
     names = [
@@ -491,6 +589,15 @@ def test_a_screen_reader_is_told_who_speaks_and_what_happens(answered: Chat) -> 
     assert names == ["Copy", "Answer anew"]
     assert answered.box.get_attribute("aria-label") == "Your question"
     assert answered.box.get_attribute("aria-describedby") == "disclaimer"
+
+
+def test_a_screen_reader_is_told_the_same_again(answered: Chat) -> None:
+    answered.is_told(f"Answer: {SALT}")
+    answered.listen()
+    answered.find(".last .copy").click()
+    answered.hears("", "Copied")
+    answered.find(".last .copy").click()
+    answered.hears("", "Copied", "", "Copied")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -22,6 +23,16 @@ AXE = Path(__file__).parent / "axe" / "axe.min.js"
 ROWS = """
 return [...document.querySelectorAll("#candidates li")].filter(row => row.checkVisibility())
   .map(row => ["gap", "next", "rest"].map(part => row.querySelector("." + part).textContent).join(""));
+"""
+LISTEN = """
+const live = document.getElementById("live");
+window.heard = [];
+new MutationObserver(() => heard.push(live.textContent)).observe(live, {childList: true, characterData: true, subtree: true});
+"""
+NO_CLIPBOARD = """
+const own = document.execCommand;
+Object.defineProperty(navigator, "clipboard", {value: undefined});
+document.execCommand = (name, ...rest) => name !== "copy" && own.call(document, name, ...rest);
 """
 HEALTH = ("饮食和作息，少熬夜。", "忌口", "控制体重")
 
@@ -61,6 +72,44 @@ class Page:
     @property
     def notice(self) -> str:
         return self.find("#notice").text
+
+    def listen(self) -> None:
+        """From now on `heard` is what becomes of the live region: "" is that it was emptied."""
+        self.driver.execute_script(LISTEN)
+
+    def hears(self, *texts: str) -> None:
+        """Waits until exactly these were heard."""
+        self.wait(lambda: self.heard == list(texts), lambda: self.heard)
+
+    @property
+    def heard(self) -> list[str]:
+        return list(self.driver.execute_script("return heard"))
+
+    @property
+    def told(self) -> str:
+        """What a screen reader was told last."""
+        return str(self.find("#live").get_property("textContent"))
+
+    def is_told(self, words: str) -> None:
+        """Waits until a screen reader is."""
+        self.wait(lambda: self.told == words, lambda: self.told)
+
+    @contextlib.contextmanager
+    def two_windows(self) -> Iterator[tuple[str, str]]:
+        """The page in a second window too, where one is then; go_to(one of the two) changes windows."""
+        first = self.driver.current_window_handle
+        self.driver.switch_to.new_window("window")
+        second = self.driver.current_window_handle
+        try:
+            self.open()
+            yield first, second
+        finally:
+            self.go_to(second)
+            self.driver.close()
+            self.go_to(first)
+
+    def go_to(self, window: str) -> None:
+        self.driver.switch_to.window(window)
 
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -408,6 +457,70 @@ def test_up_from_the_first_leaves_the_list(health: Page) -> None:
     assert health.selected is None
 
 
+def test_what_is_chosen_stays_chosen_when_newer_answers_come(page: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["ab one", "ab two", "ac three"])
+    page.press("x")
+    page.shows("ab one", "ab two", "ac three")
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    scripted.answer = lambda fields: Reply(["new", "newer", "newest"], stepwise=True)
+    for key, left, chosen in (("a", ("b one", "b two", "c three"), "b two"), ("b", (" two",), " two")):
+        page.press(key)
+        page.shows(*left)
+        assert page.selected == "xab two"
+        scripted.go_on()
+        scripted.go_on()
+        page.wait(lambda: page.find("#took").text)
+        assert page.rows == [chosen, "new", "newer"]
+        assert page.selected == "xab two"
+    page.press(Keys.ENTER)
+    assert page.text == "xab two"
+
+
+def test_what_is_chosen_before_the_answer_comes_stays_chosen(page: Page, scripted: ScriptedService) -> None:
+    scripted.answer = lambda fields: Reply(["ab one", "ab two"])
+    page.press("x")
+    page.shows("ab one", "ab two")
+    scripted.answer = lambda fields: Reply(["new", "b two"], scores=(-1, -2), stepwise=True)
+    page.press("a")
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    for _ in range(3):
+        scripted.go_on()
+    page.wait(lambda: page.find("#took").text)
+    assert page.rows == ["b two", "new"], "once, though the new answer says it too"
+    assert page.selected == "xab two"
+    page.press(Keys.ARROW_DOWN, Keys.ENTER)
+    assert page.text == "xanew"
+
+
+def test_what_is_chosen_stays_chosen_when_the_settings_change(health: Page, scripted: ScriptedService) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    scripted.answer = lambda fields: Reply(["新的", "别的"])
+    health.find("[popovertarget=settings]").click()
+    health.find("#samples").send_keys(Keys.ARROW_RIGHT)
+    health.shows(HEALTH[1], "新的")
+    assert health.selected == "高血压要注意" + HEALTH[1]
+
+
+def test_what_is_chosen_stays_chosen_after_a_composition(health: Page) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    health.compose("j", "ji")
+    assert health.rows == []
+    assert health.box.get_attribute("aria-activedescendant") is None
+    health.settle("忌")
+    health.wait(lambda: health.find("#took").text)
+    assert health.rows == ["口"]
+    assert health.selected == "高血压要注意忌口"
+
+
+def test_what_is_typed_against_the_chosen_one_ends_the_choice(health: Page) -> None:
+    health.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    health.press("山")
+    assert health.rows == []
+    health.press(Keys.BACKSPACE)
+    health.shows(*HEALTH)
+    assert health.selected is None
+
+
 def test_tab_takes_word_by_word_and_the_candidate_stays_first(health: Page, scripted: ScriptedService) -> None:
     others = ("别的", "另外")
     scripted.answer = lambda fields: Reply([*others, *continuing("高血压要注意", fields["context"], HEALTH)])
@@ -587,6 +700,26 @@ def test_other_failures_are_said_and_forgotten_with_the_next_answer(page: Page, 
     assert page.notice == ""
 
 
+@pytest.mark.parametrize("mended", ["the key", "a setting"])
+def test_nothing_is_said_of_an_answer_that_has_not_come(page: Page, scripted: ScriptedService, mended: str) -> None:
+    page.expects_network_faults = True
+    scripted.key = "k" if mended == "the key" else ""
+    scripted.answer = lambda fields: Reply(status=400, code="invalid_value")
+    page.press("x")
+    page.wait(lambda: page.notice)
+    scripted.answer = lambda fields: Reply(["a"], stepwise=True)
+    if mended == "the key":
+        page.find("#key").send_keys("k", Keys.ENTER)
+    else:
+        page.find("[popovertarget=settings]").click()
+        page.find("#samples").send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: len(scripted.calls) == 2)
+    assert page.notice == ""
+    scripted.go_on()
+    scripted.go_on()
+    page.shows("a")
+
+
 def test_markup_is_inert(page: Page, scripted: ScriptedService) -> None:
     nasty = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
     scripted.answer = lambda fields: Reply([f"{nasty}{{seconds}}", "</li></ul><h1>x</h1>"])
@@ -647,6 +780,36 @@ def test_taken_prompts_are_kept_recalled_and_forgotten(health: Page) -> None:
     assert health.driver.execute_script("return localStorage.getItem('promptgen.taken')") is None
 
 
+def test_windows_share_what_was_taken(health: Page) -> None:
+    def prompts() -> list[str]:
+        script = "return [...document.querySelectorAll('#taken .prompt')].map(e => e.textContent)"
+        return list(health.driver.execute_script(script))
+
+    def take(place: int) -> None:
+        health.press("高血压要注意")
+        health.shows(*HEALTH)
+        health.press(*[Keys.ARROW_DOWN] * place, Keys.ENTER)
+
+    one, two, three = ("高血压要注意" + end for end in HEALTH)
+    health.press(Keys.ENTER)
+    health.find("[popovertarget=taken]").click()
+    with health.two_windows() as (first, second):
+        health.find("[popovertarget=taken]").click()
+        assert prompts() == [one]
+        health.find("#taken .forget").click()
+        health.go_to(first)
+        health.wait(lambda: prompts() == [], prompts)
+        health.find("#taken [popovertarget]").click()
+        health.find("#clear").click()
+        take(2)
+        health.go_to(second)
+        health.wait(lambda: prompts() == [two], prompts)
+        health.find("#taken [popovertarget]").click()
+        take(3)
+        health.go_to(first)
+        health.wait(lambda: prompts() == [three, two], prompts)
+
+
 def test_an_example_begins_a_prompt(page: Page, scripted: ScriptedService) -> None:
     scripted.answer = lambda fields: Reply(["a"])
     example = page.find(".example")
@@ -671,12 +834,25 @@ def test_copy(health: Page, secure: bool) -> None:
           Object.defineProperty(navigator, "clipboard", {value: undefined});
         """)
     health.find("#copy").click()
-    health.wait(lambda: health.find("#live").get_property("textContent") == "Copied")
+    health.is_told("Copied")
+    assert health.driver.switch_to.active_element == health.find("#copy")
     copied = health.driver.execute_async_script("""
       document.body.focus();
       (navigator.clipboard ?? window.clipboard).readText().then(arguments[0], fault => arguments[0](String(fault)));
     """)
     assert copied == "高血压要注意"
+
+
+def test_a_copy_that_fails_is_told(health: Page) -> None:
+    health.listen()
+    health.driver.execute_script(NO_CLIPBOARD)
+    for words in ("It could not be copied.", "没能复制"):
+        health.find("#copy").click()
+        health.wait(lambda words=words: health.notice.startswith(words), lambda: health.notice)
+        assert health.driver.switch_to.active_element == health.find("#copy")
+        assert health.find("#copy").get_attribute("class") == "quiet icon"
+        health.find("#language").click()
+    assert not {"Copied", "已复制"} & set(health.heard)
 
 
 def test_words_in_both_languages(page: Page, scripted: ScriptedService) -> None:
@@ -786,7 +962,7 @@ def test_nothing_is_wider_than_a_phone(page: Page, scripted: ScriptedService) ->
 
 
 def test_a_screen_reader_hears_how_many_and_which(health: Page) -> None:
-    health.wait(lambda: health.find("#live").get_property("textContent") == "3 candidates")
+    health.is_told("3 candidates")
     health.press(Keys.ARROW_DOWN)
     tree = health.cdp("Accessibility.getFullAXTree")["nodes"]
     named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree if not node["ignored"]}
@@ -795,6 +971,18 @@ def test_a_screen_reader_hears_how_many_and_which(health: Page) -> None:
     assert {name for role, name in named if role == "option"} == set(HEALTH)
     box = next(node for node in tree if node["role"]["value"] == "textbox")
     assert "activedescendant" in {one["name"] for one in box["properties"]}
+
+
+def test_a_screen_reader_is_told_the_same_again(health: Page, scripted: ScriptedService) -> None:
+    health.is_told("3 candidates")
+    health.listen()
+    scripted.answer = lambda fields: Reply(["a", "b", "c"])
+    health.press("山")
+    health.hears("", "3 candidates")
+    health.find("#copy").click()
+    health.hears("", "3 candidates", "", "Copied")
+    health.find("#copy").click()
+    health.hears("", "3 candidates", "", "Copied", "", "Copied")
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_inline(health: Page, scripted: ScriptedService) -> None:

@@ -26,7 +26,7 @@ const notices = new Notices(say);
 const taken = new Taken(element("taken"), (prompt) => (box.text = prompt));
 const settings = new Settings(element("settings-form"), () => suggester.again());
 const suggester = new Suggester(newSession(), { fields: () => settings.fields, onView: show });
-const list = new List(element("box"), element("candidates"), takeAll);
+const list = new List(element("box"), element("candidates"), { onTake: takeAll, onSelect: (candidate) => suggester.choose(candidate) });
 const box = new Box(element("box"), { onText: (text) => suggester.type(text, walking), onHold: () => suggester.hold() });
 
 element("box").addEventListener("keydown", onKey);
@@ -44,7 +44,7 @@ function newSession() {
 
 function show(newest) {
   view = newest;
-  list.show(view.candidates, view.text);
+  list.show(view);
   notices.show(view);
   element("took").textContent = view.tookMs === null ? "" : say("took", { ms: Math.round(view.tookMs) });
   element("examples").hidden = box.text !== "";
@@ -93,8 +93,12 @@ function close() {
 }
 
 async function copy() {
-  await copyText(box.text);
+  const isCopied = await copyText(box.text);
   taken.add(box.text);
+  if (!isCopied) {
+    notices.tell(say("notCopied"));
+    return;
+  }
   notices.announce(say("copied"));
   element("copy").classList.add("done");
   setTimeout(() => element("copy").classList.remove("done"), COPIED_FOR_MS);

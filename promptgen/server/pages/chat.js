@@ -6,6 +6,7 @@ import { Bubbles } from "./bubbles.js";
 import { words } from "./chat-words.js";
 import { copyText } from "./clipboard.js";
 import { wordFor } from "./faults.js";
+import { Live } from "./live.js";
 import { Language, switchTheme } from "./look.js";
 import { keptInTab } from "./store.js";
 import { Talk } from "./talk.js";
@@ -20,11 +21,12 @@ const language = new Language(words, element("language"), () => view && show(vie
 const say = (name, places) => language.say(name, places);
 const box = new Box(element("box"), { onText: () => {}, onHold: () => {} });
 const talk = new Talk(newClient(), { onView: show, onReturn: (question) => box.putBefore(question) });
+const live = new Live(element("live"));
 const bubbles = new Bubbles(element("talk"), say, { onChoose: choose, onAgain: answerAnew, onCopy: copy });
 
 element("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  send(box.text);
+  send();
 });
 element("box").addEventListener("keydown", onKey);
 document.addEventListener("keydown", onEscape); // wherever the focus is
@@ -41,15 +43,19 @@ function newClient() {
   return new Promptgen(new URL("..", import.meta.url), { key: keptInTab.get("key", "") });
 }
 
-function send(question) {
-  if (question.trim() === "" || talk.isAnswering) return;
-  if (box.text !== "") box.text = "";
-  talk.ask(question.trim());
+function send() {
+  const question = box.text.trim();
+  if (question === "" || talk.isAnswering) return;
+  box.text = "";
+  talk.ask(question);
 }
 
-/** The button that was pressed is gone: the focus goes to the one that stops. (In the box it would open a phone's keyboard.) */
+/**
+ * What stands in the box stays there. The button that was pressed is gone: the focus goes to the one that stops. (In the box it
+ * would open a phone's keyboard.)
+ */
 function sendExample({ textContent }) {
-  send(textContent);
+  talk.ask(textContent);
   element("stop").focus();
 }
 
@@ -65,12 +71,12 @@ function onEscape(event) {
 function onKey(event) {
   if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.altKey || event.metaKey || box.isComposing(event)) return;
   event.preventDefault();
-  send(box.text);
+  send();
 }
 
 function choose(index) {
   talk.choose(index);
-  element("talk").querySelector(".last .again").focus(); // the button that was pressed is gone
+  element("talk").querySelector(".last .again")?.focus(); // the button that was pressed is gone
 }
 
 function show(newest, what) {
@@ -99,7 +105,7 @@ function toggleSend(isReady) {
 function announce(what) {
   const last = view.turns.at(-1);
   const places = { text: last?.answers[last.chosen] };
-  if (["answering", "answered", "chosen", "stopped", "cleared"].includes(what)) element("live").textContent = say(what, places);
+  if (["answering", "answered", "chosen", "stopped", "cleared"].includes(what)) live.say(say(what, places));
 }
 
 function wordsOf(fault) {
@@ -109,8 +115,11 @@ function wordsOf(fault) {
 }
 
 async function copy(text, button) {
-  await copyText(text);
-  element("live").textContent = say("copied");
+  if (!(await copyText(text))) {
+    element("notice").textContent = say("notCopied");
+    return;
+  }
+  live.say(say("copied"));
   button.classList.add("done");
   setTimeout(() => button.classList.remove("done"), COPIED_FOR_MS);
 }

@@ -1,17 +1,27 @@
-/** Copies text. Browsers keep navigator.clipboard from pages without TLS, as those of a service on the local network are. */
+/**
+ * Copies text, and says whether it did. Browsers keep navigator.clipboard from pages without TLS, as those of a service on the
+ * local network are.
+ */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch {
-    copyByCommand(text);
+    return copyByCommand(text);
   }
 }
 
+/** The focus is where it was afterwards. */
 function copyByCommand(text) {
+  const focused = document.activeElement;
   const field = document.createElement("textarea");
+  field.className = "unseen";
   field.value = text;
   document.body.append(field);
+  field.focus({ preventScroll: true });
   field.select();
-  document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   field.remove();
+  focused?.focus({ preventScroll: true });
+  return isCopied;
 }

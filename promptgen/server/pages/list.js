@@ -9,23 +9,25 @@ export class List {
   #box;
   #element;
   #onTake;
+  #onSelect;
   #rows = new Map();
   #candidates = [];
   #selectedKey = null;
   #open = true;
 
-  /** `onTake(candidate)` is called when one is clicked. */
-  constructor(box, element, onTake) {
+  /** `onTake(candidate)` is called when one is clicked, `onSelect(candidate)` when another one is selected, or none (null). */
+  constructor(box, element, { onTake, onSelect }) {
     this.#box = box;
     this.#element = element;
     this.#onTake = onTake;
+    this.#onSelect = onSelect;
     element.addEventListener("pointerdown", (event) => event.preventDefault()); // the focus stays in the box
   }
 
-  /** Shows `candidates`, which continue `text`. While one is selected they do not change places. */
-  show(candidates, text) {
+  /** Shows `candidates`, which continue `text`. While one is selected they do not change places; what is `held` comes back as it was. */
+  show({ candidates, text, held }) {
     this.#candidates = this.selected ? inOrderOf(this.#candidates, candidates) : candidates;
-    if (!this.selected) this.#selectedKey = null;
+    if (!this.selected && !held) this.#select(null);
     const typed = lastWords(text, TYPED_CHARACTERS_SHOWN);
     const rows = this.#candidates.map((candidate) => this.#rowOf(candidate));
     this.#candidates.forEach((candidate, place) => fill(rows[place], candidate, typed, text));
@@ -44,7 +46,7 @@ export class List {
 
   set open(open) {
     this.#open = open;
-    if (!open) this.#selectedKey = null;
+    if (!open) this.#select(null);
     this.#mark();
   }
 
@@ -61,9 +63,15 @@ export class List {
   /** Selects the next (1) or the previous one (-1). Before the first there is none, and after the last the last. */
   move(step) {
     const place = this.#candidates.indexOf(this.selected) + step;
-    this.#selectedKey = this.#candidates[Math.min(place, this.#candidates.length - 1)]?.key ?? null;
+    this.#select(this.#candidates[Math.min(place, this.#candidates.length - 1)]?.key ?? null);
     this.#mark();
     this.#rows.get(this.#selectedKey)?.scrollIntoView({ block: "nearest" });
+  }
+
+  #select(key) {
+    if (key === this.#selectedKey) return;
+    this.#selectedKey = key;
+    this.#onSelect(this.selected ?? null);
   }
 
   #rowOf({ key }) {

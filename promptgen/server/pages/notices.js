@@ -1,6 +1,7 @@
 /** What the page says about itself: kind words when something is wrong, and for screen readers what others see. */
 
 import { wordFor } from "./faults.js";
+import { Live } from "./live.js";
 import { keptInTab } from "./store.js";
 
 const ANNOUNCE_AFTER_MS = 700; // nobody is interrupted at every key
@@ -10,7 +11,7 @@ export class Notices {
   #say;
   #notice = document.getElementById("notice");
   #countdown = document.getElementById("countdown");
-  #live = document.getElementById("live");
+  #live = new Live(document.getElementById("live"));
   #keyForm = document.getElementById("key-form");
   #retryAt = null;
   #announcing = 0;
@@ -32,9 +33,14 @@ export class Notices {
     if (settled && candidates.length > 0) this.#announcing = setTimeout(() => this.announceCount(candidates.length), ANNOUNCE_AFTER_MS);
   }
 
+  /** For everyone, until there is something else to show. */
+  tell(words) {
+    this.#notice.textContent = words;
+  }
+
   /** For screen readers alone. */
   announce(words) {
-    this.#live.textContent = words;
+    this.#live.say(words);
   }
 
   announceCount(count) {

@@ -2,12 +2,14 @@
 
 class Store {
   #storage;
+  #unkept = new Map(); // what the browser did not take: it is here until the page is closed
 
   constructor(storage) {
     this.#storage = storage;
   }
 
   get(name, otherwise = null) {
+    if (this.#unkept.has(name)) return this.#unkept.get(name) ?? otherwise;
     try {
       return JSON.parse(this.#storage().getItem(`promptgen.${name}`)) ?? otherwise;
     } catch {
@@ -17,12 +19,22 @@ class Store {
 
   /** null forgets. */
   set(name, value) {
+    this.#unkept.delete(name);
     try {
       if (value === null) this.#storage().removeItem(`promptgen.${name}`);
       else this.#storage().setItem(`promptgen.${name}`, JSON.stringify(value));
     } catch {
-      // It is kept until the page is closed, by whoever asked.
+      this.#unkept.set(name, value);
     }
+  }
+
+  /** `onChange()` is called when another tab has kept something under `name`, or forgotten it. */
+  watch(name, onChange) {
+    addEventListener("storage", ({ key }) => {
+      if (key !== `promptgen.${name}` && key !== null) return; // null: everything was forgotten
+      this.#unkept.delete(name);
+      onChange();
+    });
   }
 }
 

@@ -2,7 +2,7 @@
  * What to show for the text being typed, and when to ask for it. Knows no document.
  *
  * Whatever it shows continues exactly the text it shows it for. After a key, candidates that agree with what was typed stay,
- * shortened; the others are gone at once, and new ones come when the pace allows.
+ * shortened; the others are gone at once, and new ones come when the pace allows. One that was chosen stays as long as it agrees.
  */
 
 import { Pace } from "./pace.js";
@@ -12,9 +12,10 @@ const FIRST_RETRY_S = 1;
 const LONGEST_RETRY_S = 16;
 
 /**
- * @typedef {{key: string, text: string, score: ?number, finishReason: ?string}} Candidate
- * @typedef {{text: string, candidates: Candidate[], settled: boolean, tookMs: ?number, fault: ?Error, retryAt: ?number}} View
- *   `settled`: nothing more will come for this text; `retryAt`: on the clock of performance.now().
+ * @typedef {{key: string, call: number, text: string, score: ?number, finishReason: ?string}} Candidate   `key`: no other ever has it
+ * @typedef {{text: string, candidates: Candidate[], settled: boolean, held: boolean,
+ *   tookMs: ?number, fault: ?Error, retryAt: ?number}} View
+ *   `settled`: nothing more will come for this text; `held`: until type(), see hold(); `retryAt`: on the clock of performance.now().
  */
 
 export class Suggester {
@@ -23,12 +24,12 @@ export class Suggester {
   #onView;
   #pace = new Pace();
   #answers = new Map();
-  #view = { text: "", candidates: [], settled: true, tookMs: null, fault: null, retryAt: null };
+  #view = { text: "", candidates: [], settled: true, held: false, tookMs: null, fault: null, retryAt: null };
   #latest = { text: "", candidates: [] }; // the newest candidates, also while they are not shown
-  #kept = null;
+  #chosenKey = null;
+  #walkedKey = null;
   #call = { number: 0, startedAt: null };
   #timer = 0;
-  #holding = false;
   #retryS = FIRST_RETRY_S;
 
   /** `fields()` gives the fields that go with each call; `onView(view)` is called whenever there is something else to show. */
@@ -38,15 +39,14 @@ export class Suggester {
     this.#onView = onView;
   }
 
-  /** The text is `text` now. `kept`, a candidate that is being taken word by word, stays the first. */
-  type(text, kept = null) {
-    if (text === this.#view.text && !this.#holding) return;
+  /** The text is `text` now. `walked`, a candidate that is being taken word by word, stays the first. */
+  type(text, walked = null) {
+    if (text === this.#view.text && !this.#view.held) return;
     this.#end();
-    this.#holding = false;
-    const agreeing = agreeingWith(text, this.#latest);
-    this.#kept = agreeing.find(({ key }) => key === kept?.key) ?? null;
+    this.#walkedKey = walked?.key ?? null;
     const isBlank = text.trim() === "";
-    this.#show({ text, candidates: agreeing, settled: isBlank, tookMs: null, fault: this.#faultFor(isBlank) });
+    const candidates = agreeingWith(text, this.#latest);
+    this.#show({ text, candidates, settled: isBlank, held: false, tookMs: null, fault: this.#faultFor(isBlank) });
     if (isBlank) return;
     const known = this.#answers.get(text);
     if (known) this.#settle(known, null);
@@ -56,8 +56,12 @@ export class Suggester {
   /** The text is being composed, or the caret is elsewhere: nothing is asked and nothing shown until type(). */
   hold() {
     this.#end();
-    this.#holding = true;
-    this.#show({ candidates: [], settled: false });
+    this.#show({ candidates: [], settled: false, held: true });
+  }
+
+  /** `candidate` was chosen among those that are shown, or none (null). */
+  choose(candidate) {
+    this.#chosenKey = candidate?.key ?? null;
   }
 
   /** Asks anew for the same text: the settings have changed, the service may be back, a key was given. */
@@ -65,8 +69,9 @@ export class Suggester {
     this.#end();
     this.#session = session;
     this.#answers.clear();
-    this.#show({ fault: null, retryAt: null });
-    if (this.#view.text.trim() !== "" && !this.#holding) this.#askIn(0);
+    const isBlank = this.#view.text.trim() === "";
+    this.#show({ settled: isBlank, fault: null, retryAt: null });
+    if (!isBlank && !this.#view.held) this.#askIn(0);
   }
 
   /** The fault, if it lasts: a key is wanted whatever the text is, and what is tried again by itself concerns any text but a blank one. */
@@ -90,7 +95,7 @@ export class Suggester {
   }
 
   async #ask() {
-    const call = { number: this.#call.number, startedAt: performance.now() };
+    const call = { number: this.#call.number + 1, startedAt: performance.now() };
     const isNewest = () => this.#call.number === call.number;
     const toOurs = (candidates) => candidates.map((candidate) => toCandidate(candidate, call.number));
     this.#call = call;
@@ -115,6 +120,13 @@ export class Suggester {
   /** The first word of a new answer takes the place of what was left of the old one. */
   #grow(candidates) {
     if (candidates.some(({ text }) => text !== "")) this.#show({ candidates: withKept(this.#kept, candidates) });
+  }
+
+  /** What was chosen, else what is being taken word by word. Not one of the running call: that grows by itself, or is withdrawn. */
+  get #kept() {
+    const older = this.#view.candidates.filter(({ call }) => call !== this.#call.number);
+    const keyed = (wanted) => older.find(({ key }) => key === wanted);
+    return keyed(this.#chosenKey) ?? keyed(this.#walkedKey);
   }
 
   #settle(candidates, tookMs) {
@@ -145,7 +157,7 @@ export class Suggester {
 }
 
 function toCandidate({ index, text, score, finishReason }, callNumber) {
-  return { key: `${callNumber}.${index}`, text, score, finishReason };
+  return { key: `${callNumber}.${index}`, call: callNumber, text, score, finishReason };
 }
 
 /** What is left of the candidates of another text that begin, or go on, as `text` does. */

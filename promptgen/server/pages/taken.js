@@ -1,4 +1,4 @@
-/** The prompts that were taken, newest first, in a drawer; kept in this browser alone. */
+/** The prompts that were taken, newest first, in a drawer; kept in this browser alone, for all its tabs. */
 
 import { kept } from "./store.js";
 
@@ -6,11 +6,11 @@ const MOST = 50;
 
 export class Taken {
   #drawer;
-  #prompts = kept.get("taken", []);
 
   /** `onRecall(prompt)` is called when one is chosen again. */
   constructor(drawer, onRecall) {
     this.#drawer = drawer;
+    kept.watch("taken", () => this.#show());
     drawer.addEventListener("beforetoggle", () => this.#show());
     drawer.addEventListener("click", ({ target }) => {
       if (target.matches(".forget")) this.#keep([]);
@@ -22,21 +22,27 @@ export class Taken {
 
   /** A prompt that goes on from the newest one takes its place: a walk word by word is one entry. */
   add(prompt) {
-    const [newest, ...older] = this.#prompts;
-    const others = newest !== undefined && prompt.startsWith(newest) ? older : this.#prompts;
+    const prompts = this.#prompts;
+    const [newest, ...older] = prompts;
+    const others = newest !== undefined && prompt.startsWith(newest) ? older : prompts;
     this.#keep([prompt, ...others.filter((other) => other !== prompt)].slice(0, MOST));
   }
 
+  /** As they are kept now: another tab may have added one, or forgotten all. */
+  get #prompts() {
+    return [kept.get("taken")].flat().filter((prompt) => typeof prompt === "string");
+  }
+
   #keep(prompts) {
-    this.#prompts = prompts;
     kept.set("taken", prompts.length > 0 ? prompts : null);
     this.#show();
   }
 
   #show() {
-    this.#drawer.querySelector("ul").replaceChildren(...this.#prompts.map(newEntry));
-    this.#drawer.querySelector(".none").hidden = this.#prompts.length > 0;
-    this.#drawer.querySelector(".forget").hidden = this.#prompts.length === 0;
+    const prompts = this.#prompts;
+    this.#drawer.querySelector("ul").replaceChildren(...prompts.map(newEntry));
+    this.#drawer.querySelector(".none").hidden = prompts.length > 0;
+    this.#drawer.querySelector(".forget").hidden = prompts.length === 0;
   }
 }
 

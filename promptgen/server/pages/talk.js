@@ -1,4 +1,4 @@
-/** What was said, and the answer that is being given. Kept in this browser across reloads. Knows no document. */
+/** What was said, and the answer that is being given. Kept in this browser across reloads, for all its tabs. Knows no document. */
 
 import { kept } from "./store.js";
 
@@ -16,7 +16,7 @@ export class Talk {
   #client;
   #onView;
   #onReturn;
-  #turns = [kept.get("talk")].flat().filter(isTurn);
+  #turns = [];
   #pending = null;
   #running = null;
   #fault = null;
@@ -27,6 +27,8 @@ export class Talk {
     this.#client = client;
     this.#onView = onView;
     this.#onReturn = onReturn;
+    this.#turns = this.#read();
+    kept.watch("talk", () => this.#takeOver());
   }
 
   get isAnswering() {
@@ -61,7 +63,8 @@ export class Talk {
   /** Another of the last turn's answers takes the place of the one that is shown. */
   choose(index) {
     if (this.isAnswering) return;
-    this.#keep([...this.#turns.slice(0, -1), { ...this.#turns.at(-1), chosen: index }]);
+    const last = this.#turns.at(-1);
+    this.#keep(replaced(this.#read(), last, { ...last, chosen: index }));
     this.#show("chosen");
   }
 
@@ -86,10 +89,10 @@ export class Talk {
         onPiece: (text) => isCurrent() && this.#grow(text),
       });
       if (!isCurrent()) return;
-      const answers = [answer, ...candidates.map(({ text }) => text), ...(pending.replaces?.answers ?? [])];
-      this.#finish(before, answers.filter(isNew), answer === "" ? "noAnswer" : "answered");
+      const answers = [answer, ...candidates.map(({ text }) => text)];
+      this.#finish(answers.filter(isNew), answer === "" ? "noAnswer" : "answered");
     } catch (fault) {
-      if (isCurrent()) this.#fail(before, fault);
+      if (isCurrent()) this.#fail(fault);
     }
   }
 
@@ -98,25 +101,47 @@ export class Talk {
     this.#show("growing");
   }
 
-  #finish(before, answers, what) {
+  /** Another tab may have added a turn meanwhile, or cleared the talk: this one is put into what is kept by now. */
+  #finish(answers, what) {
     const { question, replaces } = this.#pending;
     this.#pending = null;
-    if (answers.length > 0) this.#keep([...before, { question, answers, chosen: 0 }]);
-    else if (!replaces) this.#onReturn(question);
+    this.#turns = this.#read();
+    if (answers.length > 0) {
+      const older = replaces && this.#turns.findLast((turn) => isSameTurn(turn, replaces));
+      const turn = { question, answers: [...answers, ...(older?.answers ?? [])].filter(isNew), chosen: 0 };
+      this.#keep(older ? replaced(this.#turns, older, turn) : [...this.#turns, turn]);
+    } else if (!replaces) {
+      this.#onReturn(question);
+    }
     this.#show(what);
   }
 
-  #fail(before, fault) {
+  #fail(fault) {
     const isStopped = fault.name === "AbortError";
     const { question, text, replaces } = this.#pending;
     if (isStopped && text !== "") {
-      this.#finish(before, [text, ...(replaces?.answers ?? [])].filter(isNew), "stopped");
+      this.#finish([text], "stopped");
       return;
     }
     this.#pending = null;
+    this.#turns = this.#read();
     this.#isBack = !replaces;
     if (this.#isBack) this.#onReturn(question);
     this.#show(isStopped ? "stopped" : "failed", { fault: isStopped ? null : fault });
+  }
+
+  /** What is kept by now. Turns that are as they were stay the same objects. */
+  #read() {
+    const known = new Map(this.#turns.map((turn) => [JSON.stringify(turn), turn]));
+    const turns = [kept.get("talk")].flat().filter(isTurn);
+    return turns.map((turn) => known.get(JSON.stringify(turn)) ?? turn);
+  }
+
+  /** Another tab has kept something else. While an answer comes nothing moves: #finish() and #fail() look for it. */
+  #takeOver() {
+    if (this.isAnswering) return;
+    this.#turns = this.#read();
+    this.#show("");
   }
 
   #keep(turns) {
@@ -135,6 +160,17 @@ function saidIn({ question, answers, chosen }) {
     { role: "user", content: question },
     { role: "assistant", content: answers[chosen] },
   ];
+}
+
+/** The last one that is `turn` gives way to `other`. */
+function replaced(turns, turn, other) {
+  const place = turns.lastIndexOf(turn);
+  return turns.map((one, at) => (at === place ? other : one));
+}
+
+/** Whether it is still that turn, with more answers perhaps, or another one chosen. */
+function isSameTurn(turn, { question, answers }) {
+  return turn.question === question && turn.answers.some((text) => answers.includes(text));
 }
 
 function isNew(text, index, all) {

@@ -66,7 +66,7 @@ model: $(VENV)/.all
 	$(BIN)/promptgen vocab $(CORPUS) --out vocab --size 10000
 	$(BIN)/promptgen prepare $(CORPUS)/prompts.train.txt $(CORPUS)/dialogues.train.txt \
 	  --valid-corpus $(CORPUS)/prompts.valid.txt $(CORPUS)/dialogues.valid.txt --vocab vocab --out $(PREPARED)
-	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --shape 4x256x4 --budget 57m --resume $$(test -d $(MODEL)/checkpoints && echo auto || echo never)
+	$(BIN)/promptgen train $(PREPARED) --out $(MODEL) --shape 4x256x4 --budget 57m --resume $$(ls -d $(MODEL)/checkpoints/step-* >/dev/null 2>&1 && echo auto || echo never)
 
 soak-engine: $(VENV)/.all
 	$(BIN)/python tests/soak/engine_requests.py

@@ -59,16 +59,13 @@ class BytePairTokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        # Half a surrogate pair is no character; the library takes none.
-        whole = text.encode("utf-8", "ignore").decode("utf-8")
-        return list(self._inner.encode(whole, add_special_tokens=False).ids)
+        return list(self._inner.encode(_whole(text), add_special_tokens=False).ids)
 
     def encode_many(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """`encode` of each text, in order; the library uses all cores."""
         for begin in range(0, len(texts), _BULK_CHUNK):
-            for encoding in self._inner.encode_batch(
-                list(texts[begin : begin + _BULK_CHUNK]), add_special_tokens=False
-            ):
+            chunk = [_whole(text) for text in texts[begin : begin + _BULK_CHUNK]]
+            for encoding in self._inner.encode_batch(chunk, add_special_tokens=False):
                 yield list(encoding.ids)
 
     def convert(self, ids: Sequence[int]) -> list[str]:
@@ -108,6 +105,11 @@ class _ByteDetokenizer:
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+
+def _whole(text: str) -> str:
+    """The text without halves of surrogate pairs: they are no characters, and the library takes none."""
+    return text.encode("utf-8", "ignore").decode("utf-8")
 
 
 def _bytes_of(token: str) -> bytes:

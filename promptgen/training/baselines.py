@@ -14,7 +14,7 @@ import numpy as np
 
 from promptgen.text.tokenizer import Tokenizer
 from promptgen.text.words import is_spaced
-from promptgen.training.dataset import TokenFile
+from promptgen.training.dataset import TokenFile, is_prompt
 from promptgen.training.packing import Ids
 
 Probabilities = np.ndarray[Any, np.dtype[Any]]  # [V], float
@@ -30,7 +30,7 @@ class PopularityTrie:
 
     def __init__(self, train: TokenFile, tokenizer: Tokenizer) -> None:
         self._train = train
-        self._begin_id = tokenizer.begin_id
+        self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer("")
 
     def candidates(self, prefixes: Sequence[str], num_candidates: int = 5) -> list[list[str]]:
@@ -45,7 +45,7 @@ class PopularityTrie:
         counts: dict[str, Counter[str]] = {}
         for document in range(len(self._train)):
             ids = self._train.document(document)
-            if not len(ids) or ids[0] != self._begin_id:
+            if not is_prompt(ids, self._tokenizer):
                 continue
             for prefix, rest in self._steps(ids):
                 if prefix not in wanted:

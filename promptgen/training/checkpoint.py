@@ -118,10 +118,7 @@ def clear(out: Path) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Holds the folder for one training. Raises FileFault if another has it; a killed one leaves nothing behind."""
     folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
-        if not _lock(file):
-            raise FileFault(out, "another training is running in this folder; wait for it, or give another --out")
+    with _locked_file(out):
         try:
             yield
         finally:
@@ -172,6 +169,24 @@ def _disk_fault(folder: Path, fault: Exception) -> DiskFault:
     is_full = (isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space" in str(fault)
     advice = "the disk is full; make room" if is_full else f"cannot be written ({fault})"
     return DiskFault(f"{folder}: {advice} and run the same command again: it goes on from the checkpoint before")
+
+
+def _locked_file(out: Path) -> IO[str]:
+    """The folder's lock, held. A training that ends meanwhile takes the file away: a lock on that one would keep nobody out."""
+    path = out / FOLDER / _LOCK
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("w")
+        except FileNotFoundError:
+            continue
+        if not _lock(file):
+            file.close()
+            raise FileFault(out, "another training is running in this folder; wait for it, or give another --out")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 def _lock(file: IO[str]) -> bool:

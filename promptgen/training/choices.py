@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ _WINDOWS = (128, 256, 512, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A setting, and why it is so."""
+    """A setting, by its name with spaces, and why it is so."""
 
     name: str
     value: object
@@ -43,49 +45,62 @@ def valid_share_for(num_documents: int) -> Choice:
 
 
 def choose(
-    data: Path, config: TrainConfig | None = None, max_row_length: int | None = None
+    data: Path, config: TrainConfig | None = None, given: Mapping[str, Any] | None = None
 ) -> tuple[TrainConfig, list[Choice]]:
-    """A configuration for prepared data, and the reasons.
+    """A configuration for prepared data, and the reasons of what was chosen.
 
-    What `config` sets beside shape, window, rows, epochs, dropout and patience stays. Rows are not longer than `max_row_length`.
+    What `config` sets beside shape, window, rows, epochs, dropout and patience stays; what is `given` stays in any case, the rest goes
+    by it, and it is no choice. A window that is not given is as long as a given row at least.
     """
+    given = given or {}
     part = load_part(data, "train")
     num_tokens, lengths = len(part.tokens), np.diff(part.offsets)
     layers, width, heads = next((shape for limit, shape in _SHAPES if num_tokens <= limit), _LARGEST)
     long = int(np.quantile(lengths, 0.99)) if len(lengths) else 0
-    window = next((w for w in _WINDOWS if 2 * long <= w), _WINDOWS[-1])
-    row_length = min(_WINDOWS[0] if long <= _WINDOWS[0] else window, max_row_length or window)
+    fitting = next((w for w in _WINDOWS if 2 * long <= w), _WINDOWS[-1])
+    usual = min(_WINDOWS[0] if long <= _WINDOWS[0] else fitting, given.get("window", fitting))
+    row_length: int = given.get("row_length", usual)
+    window = max(fitting, row_length)
     epochs = next((passes for limit, passes in _PASSES if num_tokens <= limit), _PASSES_OVER_MANY)
     rows = min(TrainConfig().rows_per_step, max(4, num_tokens // row_length // 20))
     has_few = num_tokens <= _FEW_TOKENS
-    chosen = replace(
-        config or TrainConfig(),
-        layers=layers,
-        width=width,
-        heads=heads,
-        window=window,
-        row_length=row_length,
-        rows_per_step=rows,
-        rows_at_once=min(24, rows),
-        epochs=epochs,
-        dropout=0.1 if has_few else 0.0,
-        patience=3,
-    )
-    return chosen, [
+    by_data: dict[str, Any] = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "window": window,
+        "row_length": row_length,
+        "rows_per_step": rows,
+        "rows_at_once": min(24, given.get("rows_per_step", rows)),
+        "epochs": epochs,
+        "dropout": 0.1 if has_few else 0.0,
+        "patience": 3,
+    }
+    chosen = replace(config or TrainConfig(), **(by_data | dict(given)))
+    overridden = {*given, *(["epochs"] if chosen.steps else [])}
+    choices = [
         Choice(
             "shape",
             f"{layers}x{width}x{heads}",
             f"{num_tokens:,} training tokens; a larger model would learn them by heart",
         ),
-        Choice("window", window, f"99 of 100 documents have {long} tokens or fewer, and prompts may be longer"),
         Choice(
-            "rows a step",
+            "window",
+            window,
+            f"99 of 100 documents have {long} tokens or fewer, and prompts may be longer"
+            if window == fitting
+            else "a row fits in it",
+        ),
+        Choice(
+            "rows per step",
             rows,
             f"rows of {row_length} tokens; as many that an epoch has some twenty steps, from 4 to {TrainConfig().rows_per_step}",
         ),
-        Choice("epochs", epochs, "at most; three validations without a better loss end the run earlier"),
+        Choice("epochs", epochs, f"passes over {num_tokens:,} training tokens, at most; more tokens need fewer"),
+        Choice("patience", chosen.patience, "validations without a better loss that end the run earlier"),
         Choice("dropout", chosen.dropout, "few tokens are seen often" if has_few else "enough tokens to do without"),
     ]
+    return chosen, [choice for choice in choices if choice.name.replace(" ", "_") not in overridden]
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,17 +214,19 @@ def _train_config(arguments: argparse.Namespace) -> TrainConfig:
         layers, width, heads = parse_shape(arguments.shape)
         fitting = {"row_length": min(TrainConfig().row_length, given.get("window", TrainConfig().window))}
         return TrainConfig(layers=layers, width=width, heads=heads, **(fitting | given))
-    longest = given.get("window")
+    room = max(TrainConfig().window, given.get("row_length", 0))
+    TrainConfig(**({"row_length": 2, "window": room} | given))  # a bad number is refused before the data are read
     if arguments.start_from is not None:
-        from promptgen.training.model_folder import window_of
+        from promptgen.training.model_folder import check_row_length, window_of
 
-        longest = window_of(arguments.start_from)
-    TrainConfig(**({"row_length": 2} | given))  # a bad number is refused before the data are read
-    config, choices = choose(arguments.data, max_row_length=longest)
+        given["window"] = window_of(arguments.start_from)
+        if "row_length" in given:
+            check_row_length(given["row_length"], given["window"], arguments.start_from)
+    config, choices = choose(arguments.data, given=given)
     for choice in choices:
-        if arguments.start_from is None or choice.name not in ("shape", "window"):
+        if arguments.start_from is None or choice.name != "shape":
             print(choice, file=sys.stderr)
-    return replace(config, **given)
+    return config
 
 
 def _validate(arguments: argparse.Namespace) -> int:

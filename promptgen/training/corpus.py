@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,9 @@ _OF_A_MODEL = frozenset(
     ]
 )
 _VOCABULARY_HEAD = 4096  # bytes
+_CHECKPOINT = re.compile(r"step-\d+|\.partial-\d+")  # folders in OUT/checkpoints
+_OUR_KEYS = frozenset(["format", "totals"])  # of the meta.json of `prepare` and of `expand`
+_GAP = "dialogue with a gap"  # a reason: a line of it was left out, so whose turn the next ones are is not known
 
 
 class Kind(StrEnum):
@@ -66,7 +70,7 @@ class FileReport:
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
     """Files, folders (with all below) and glob patterns become a list of files, each folder's sorted; none twice.
 
-    Raises FileFault for a source that gives none.
+    Raises FileFault for a source that gives none, or that can be read only once.
     """
     found: dict[Path, None] = {}
     for source in sources:
@@ -77,6 +81,9 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
             raise FileFault(
                 source, "no such file, or a folder without *.txt, *.json or *.jsonl files (or *.gz of these)"
             )
+        for file in here:
+            if file.exists() and not file.is_file():
+                raise FileFault(file, "is a pipe or a device and is read more than once; write it to a file first")
         found |= dict.fromkeys(here)
     return list(found)
 
@@ -94,8 +101,20 @@ def _is_ours(path: Path) -> bool:
     if path.name == "vocab.txt":
         with path.open("rb") as file:
             return b"[UNK]" in file.read(_VOCABULARY_HEAD).split()
+    if path.name == "meta.json":
+        return _has_our_keys(path)
+    if path.parent.parent.name == "checkpoints" and _CHECKPOINT.fullmatch(path.parent.name):
+        return True
     is_of_a_model = any((path.parent / name).exists() for name in ("config.json", "merges.txt"))
-    return path.name == "meta.json" or (path.name in _OF_A_MODEL and is_of_a_model)
+    return path.name in _OF_A_MODEL and is_of_a_model
+
+
+def _has_our_keys(path: Path) -> bool:
+    try:
+        meta = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(meta, dict) and not _OUR_KEYS.isdisjoint(meta)
 
 
 def read_documents(
@@ -180,10 +199,24 @@ def _read_documents(source: Source, encoding: str, note: Note) -> Iterator[Docum
 
 
 def _read_dialogues(source: Source, encoding: str, note: Note) -> Iterator[Document]:
+    """Of a dialogue with a line that is left out, what stands before it: the whole pairs of question and answer."""
     turns: list[str] = []
     first, num_characters = 0, 0
-    for number, line in read_lines(source, encoding, note):
+    has_gap = False
+
+    def note_gap(reason: str, number: int) -> None:
+        nonlocal has_gap
+        has_gap = True
+        note(reason, number)
+
+    for number, line in read_lines(source, encoding, note_gap, cut_long=False):
         text = line.strip()
+        if has_gap:
+            yield from _whole_pairs(turns, first, note)
+            turns, num_characters, has_gap = [], 0, bool(text)  # until a blank line
+            if text:
+                note(_GAP, number)
+            continue
         first = first if turns else number
         is_full = num_characters > MAX_LINE_CHARACTERS and len(turns) % 2 == 0
         if turns and (not text or is_full):
@@ -194,8 +227,19 @@ def _read_dialogues(source: Source, encoding: str, note: Note) -> Iterator[Docum
         if text:
             turns.append(text)
             num_characters += len(text)
-    if turns:
+    if has_gap:
+        yield from _whole_pairs(turns, first, note)
+    elif turns:
         yield Document(tuple(turns), True, first)
+
+
+def _whole_pairs(turns: list[str], first: int, note: Note) -> Iterator[Document]:
+    """The dialogue of these turns, without a question that has no answer."""
+    kept = turns[: len(turns) // 2 * 2]
+    if kept:
+        yield Document(tuple(kept), True, first)
+    if len(kept) < len(turns):
+        note(_GAP, first + len(kept))
 
 
 _READERS: dict[Kind, Callable[[Source, str, Note], Iterator[Document]]] = {

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from promptgen.errors import FileFault
-from promptgen.text.tokenizer import vocabulary_sha256
+from promptgen.errors import FileFault, UsageError
+from promptgen.text.tokenizer import Tokenizer, vocabulary_sha256
 
 FORMAT = "promptgen-data-1"
 MANIFEST = "meta.json"
+WEIGHTS_FILE = "model.safetensors"  # of a model folder; here, where no torch is
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,19 @@ class TokenFile:
 
     def document(self, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
+
+
+def refuse_model(out: Path) -> None:
+    """Raises UsageError for a folder whose model would be left with another vocabulary than its own."""
+    if (out / WEIGHTS_FILE).exists():
+        raise UsageError(f"--out {out} holds a model, whose vocabulary would be replaced; give another folder")
+
+
+def is_prompt(document: np.ndarray[Any, np.dtype[Any]], tokenizer: Tokenizer) -> bool:
+    """Whether the ids of a document are no dialogue's. In byte-level BPE both begin alike; a dialogue ends with the separator, if there is one."""
+    if not len(document) or document[0] != tokenizer.begin_id:
+        return False
+    return tokenizer.separator_id == tokenizer.end_id or bool(document[-1] == tokenizer.end_id)
 
 
 def load_part(folder: Path, part: str) -> TokenFile:

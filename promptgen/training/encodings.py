@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ _HEAD_BYTES = 1 << 18
 _MAX_EXAMPLES = 2000  # lines tried
 _LEAST_SHARE_READABLE = 0.5  # of the lines that are not ASCII, or of all bytes
 _LEAST_SHARE_TEXT = 0.9  # of the units of UTF-16 without a mark
+_LEAST_SHARE_LATIN = 0.5  # of the runs of characters beyond ASCII in what was read as GB18030
+_RUN = re.compile("([A-Za-z]?)([^\x00-\x7f]+)")  # characters beyond ASCII, and the Latin letter before them
 _UTF16_MARKS = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Latin to Cyrillic, marks, kana and Chinese marks, Chinese, Korean and surrogates, full width.
 _COMMON_UNITS = (
@@ -88,24 +91,41 @@ def _utf16(head: bytes) -> str | None:
 
 
 def _eight_bit(path: Path, sample: bytes) -> str:
-    """UTF-8 or GB18030, by the share of lines that can be read: some may be damaged. Chinese in GB18030 is hardly ever UTF-8."""
+    """UTF-8 or GB18030, by the share of lines that can be read: some may be damaged. Chinese in GB18030 is hardly ever UTF-8.
+
+    Raises FileFault for what is neither, and for what GB18030 can read but is a Latin alphabet's: für and Größe in Latin-1, say.
+    """
     lines = sample.splitlines()
     foreign = [(line, number == len(lines)) for number, line in enumerate(lines, 1) if not line.isascii()]
     examples = foreign[:_MAX_EXAMPLES]
+    unreadable = FileFault(path, "is neither UTF-8, UTF-16 nor GB18030; convert it, for example with iconv -t UTF-8")
     for encoding in ("utf-8", "gb18030"):
-        readable = sum(_is_readable(line, encoding, may_be_cut) for line, may_be_cut in examples)
-        if readable >= _LEAST_SHARE_READABLE * len(examples):
+        texts = [text for line, may_be_cut in examples if (text := _decoded(line, encoding, may_be_cut)) is not None]
+        if len(texts) >= _LEAST_SHARE_READABLE * len(examples):
+            if encoding == "gb18030" and _is_latin(texts):
+                raise unreadable
             return encoding
     # ASCII with a few damaged lines is still text; a zero byte is in no text of eight bits.
     num_foreign = sum(len(line) for line, _ in foreign)
     if b"\0" not in sample and num_foreign <= (1 - _LEAST_SHARE_READABLE) * len(sample):
         return "utf-8"
-    raise FileFault(path, "is neither UTF-8, UTF-16 nor GB18030; convert it, for example with iconv -t UTF-8")
+    raise unreadable
 
 
-def _is_readable(line: bytes, encoding: str, may_be_cut: bool) -> bool:
+def _decoded(line: bytes, encoding: str, may_be_cut: bool) -> str | None:
     try:
-        codecs.getincrementaldecoder(encoding)().decode(line, final=not may_be_cut)
+        return codecs.getincrementaldecoder(encoding)().decode(line, final=not may_be_cut)
     except UnicodeDecodeError:
-        return False
-    return True
+        return None
+
+
+def _is_latin(texts: list[str]) -> bool:
+    """Whether texts read as GB18030 are words with accents: half of the runs are one character, right after a letter, whose two bytes are letters too."""
+    runs = [match.groups() for text in texts for match in _RUN.finditer(text)]
+    num_latin = sum(bool(before) and len(run) == 1 and _is_two_letters(run) for before, run in runs)
+    return bool(runs) and num_latin >= _LEAST_SHARE_LATIN * len(runs)
+
+
+def _is_two_letters(character: str) -> bool:
+    pair = character.encode("gb18030", "replace").decode("latin-1")
+    return len(pair) == 2 and pair.isalpha()

@@ -371,7 +371,7 @@ def write_corpus(root: Path, out: Path, seed: int = 0) -> dict[str, dict[str, ob
     """
     try:
         targets = tomllib.loads((root / "corpus.toml").read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as fault:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
         raise FileFault(
             root / "corpus.toml", f"cannot be read, it says how many lines each field gives: {fault}"
         ) from fault

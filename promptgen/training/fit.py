@@ -27,6 +27,7 @@ from promptgen.training.validate import TYPING_PROMPTS
 _COUNTED = 1000  # different documents, from which on it does not matter how many more there are
 _LOOKED_AT = 100_000  # documents, for these
 _PLACES_SAID = 5  # numbers of lines of one file and reason; meta.json has more
+_FILES_SAID = 3
 
 
 def fit(
@@ -65,19 +66,29 @@ def fit(
 
 
 def told_counts(meta: dict[str, Any]) -> list[str]:
-    """What a prepared corpus holds and what was left out of it, a line each."""
+    """What a prepared corpus holds, which files are not UTF-8, and what was left out, a line each."""
     counts, places = meta["counts"], meta.get("dropped_places", {})
     lines = [
         f"corpus {counts['documents']:,} documents, {counts['dialogues']:,} dialogues, {counts['tokens']:,} tokens, "
         f"{counts['unknown_tokens']:,} of them [UNK]; {counts['valid_documents']:,} held out"
     ]
+    names_of: dict[str, list[str]] = {}
+    for file in meta.get("files", []):
+        if file["encoding"] != "utf-8":
+            names_of.setdefault(file["encoding"], []).append(file["name"])
+    for encoding, names in names_of.items():
+        lines.append(f"read as {encoding}: {_first_files(names, ', ')}; if that is wrong, convert it to UTF-8")
     for reason, count in meta["dropped"].items():
-        where = "; ".join(
+        where = [
             f"{name}: {', '.join(map(str, numbers[:_PLACES_SAID]))}" + (" ..." if len(numbers) > _PLACES_SAID else "")
             for name, numbers in places.get(reason, {}).items()
-        )
-        lines.append(f"left out {count:,} {reason} ({where})")
+        ]
+        lines.append(f"left out {count:,} {reason} ({_first_files(where, '; ')})")
     return lines
+
+
+def _first_files(files: Sequence[str], mark: str) -> str:
+    return mark.join([*files[:_FILES_SAID], *(["..."] if len(files) > _FILES_SAID else [])])
 
 
 def _files_outside(sources: Sequence[str | Path], out: Path) -> list[Path]:

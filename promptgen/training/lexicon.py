@@ -27,6 +27,7 @@ from promptgen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS, Kind, clean, runs
 from promptgen.training.bytepairs import WordSplitter, learn_byte_pairs
 from promptgen.training.corpus import find_files, read_documents
+from promptgen.training.dataset import refuse_model
 from promptgen.training.pieces import learn_pieces
 
 KINDS = ("word", "char", "bpe")
@@ -206,11 +207,12 @@ def write_vocabulary(sources: Iterable[str | Path], out: Path, size: int | None,
     """Builds the vocabulary of a corpus, writes it to the folder `out`, and returns its tokens (of kind bpe with its own special tokens).
 
     Size None is chosen from the corpus: of kind char what the characters need, else DEFAULT_WORD_SIZE and DEFAULT_BPE_SIZE at most. Raises
-    UsageError for an unknown kind, a size too small, or an `out` that holds another kind's files; FileFault for a corpus without
-    text; DiskFault if `out` cannot be written.
+    UsageError for an unknown kind, a size too small, or an `out` that holds another kind's files or a model; FileFault for a corpus
+    without text; DiskFault if `out` cannot be written.
     """
     if kind not in KINDS:
         raise UsageError(f"--kind {kind} is not known; choose one of {', '.join(KINDS)}")
+    refuse_model(out)
     _refuse_other_kinds(out, kind)
     own = {(out / name).resolve() for name in _FILES_OF_KIND[kind]}
     # `promptgen vocab . --out .` run again must not count what it wrote.

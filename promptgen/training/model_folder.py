@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -16,10 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from promptgen.errors import DiskFault, FileFault, NumericalFailure, UsageError
 from promptgen.text.tokenizer import BertWordTokenizer, load_tokenizer, vocabulary_files, vocabulary_sha256
 from promptgen.training.checkpoint import sync
+from promptgen.training.dataset import WEIGHTS_FILE
 from promptgen.training.forward import check_architecture
 from promptgen.training.shape import TrainConfig
 
-WEIGHTS_FILE = "model.safetensors"
 # A small model's own probabilities are best at the top: what it gives the tail is mostly noise. Read by `promptgen serve` and by transformers.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 30, "top_p": 0.85, "repetition_penalty": 1.1}
 
@@ -102,12 +103,10 @@ def check_out(out: Path, data: Path) -> None:
         raise FileFault(path, "is not a GPT-2's; give another --out")
 
 
-def check_config(config: TrainConfig, model: GPT2LMHeadModel, source: Path) -> None:
+def check_row_length(row_length: int, window: int, source: Path) -> None:
     """Raises UsageError for a row longer than the window of the model that a run continues."""
-    if config.row_length > model.config.n_positions:
-        raise UsageError(
-            f"--row-length {config.row_length} is longer than the window of {source}, {model.config.n_positions}"
-        )
+    if row_length > window:
+        raise UsageError(f"--row-length {row_length} is longer than the window of {source}, {window}")
 
 
 def save_model(model: GPT2LMHeadModel, out: Path, data: Path) -> None:
@@ -152,10 +151,15 @@ def drop_model(folder: Path) -> None:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Replaces a file in one move: whoever loads the folder meanwhile finds the old one or the new one, whole."""
+    """Replaces a file in one move: whoever loads the folder meanwhile, or after a power cut, finds the old one or the new one, whole."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def weights_of(model: GPT2LMHeadModel) -> dict[str, Tensor]:

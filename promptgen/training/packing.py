@@ -1,11 +1,12 @@
 """Rows packed from documents: short documents share a row, long ones are split over several.
 
 What is drawn at random (the order of an epoch, where a document's positions begin) depends on (seed, epoch, batch) alone, so any batch
-can be made again without those before it being computed: that is what a resumed run does.
+can be made again. A resumed run reads and packs the epoch's earlier rows once more, and learns from none of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from promptgen.training.dataset import TokenFile
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 IGNORED = -100  # label of a position that carries no loss; torch's cross_entropy default
 _OPEN_ROWS = 16  # rows kept open while packing
+_COUNTED_DOCUMENTS = 20_000  # packed to count an epoch's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +79,37 @@ def pack_rows(documents: Iterable[Ids], row_length: int) -> Iterator[list[Ids]]:
     yield from (row for _, row in open_rows)
 
 
+def count_rows(part: TokenFile, row_length: int, shuffle: Shuffle | None = None) -> int:
+    """How many rows `batches` packs a part into. Of more than 20 000 documents so many are packed, the first in order, and the rest is
+    taken to need rows by its tokens: an estimate, a little too high for the rows left open."""
+    indices = _order(part, shuffle)
+    lengths = np.diff(part.offsets)
+    counted = lengths[indices[:_COUNTED_DOCUMENTS]]
+    blank: Ids = np.zeros(1, np.int64)
+    num_rows = sum(1 for _ in pack_rows((np.broadcast_to(blank, length) for length in counted), row_length))
+    if len(counted) == len(lengths):
+        return num_rows
+    return math.ceil(num_rows * int(lengths.sum()) / max(1, int(counted.sum())))
+
+
 def batches(
     part: TokenFile, row_length: int, rows_per_batch: int, shuffle: Shuffle | None = None, first: int = 0
 ) -> Iterator[Batch]:
     """All documents of a part once, in batches from number `first` on; in the order of the file, or shuffled."""
-    indices = np.arange(len(part))
-    if shuffle is not None:
-        np.random.default_rng([shuffle.seed, shuffle.epoch]).shuffle(indices)
-    rows = pack_rows((part.document(int(i)) for i in indices), row_length)
+    rows = pack_rows((part.document(int(i)) for i in _order(part, shuffle)), row_length)
     next(islice(rows, first * rows_per_batch - 1, None), None) if first else None
     number = first
     while chunk := list(islice(rows, rows_per_batch)):
         yield _batch(chunk, row_length, shuffle, number)
         number += 1
+
+
+def _order(part: TokenFile, shuffle: Shuffle | None) -> Ids:
+    """The documents' numbers in the order of the file, or shuffled."""
+    indices = np.arange(len(part))
+    if shuffle is not None:
+        np.random.default_rng([shuffle.seed, shuffle.epoch]).shuffle(indices)
+    return indices
 
 
 def _batch(rows: list[list[Ids]], row_length: int, shuffle: Shuffle | None, number: int) -> Batch:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from promptgen.errors import FileFault
 from promptgen.text.tokenizer import Tokenizer, load_tokenizer, vocabulary_files, vocabulary_sha256
 from promptgen.training.corpus import Document, Dropped, FileReport, find_files, read_documents
-from promptgen.training.dataset import FORMAT, MANIFEST
+from promptgen.training.dataset import FORMAT, MANIFEST, refuse_model
 from promptgen.training.partfile import PartWriter
 from promptgen.training.seen import Digests, SeenDigests
 from promptgen.training.staging import Staging
@@ -53,12 +53,15 @@ def prepare(
 
     The held-out part is `valid_sources` if given, else the documents whose digest falls in the first `valid_share`: a document's part
     does not change when the corpus grows. Duplicates are dropped and counted. Raises FileFault for files that cannot be used and if nothing is
-    left to train on, DiskFault if `out` cannot be written; what stood there is then as it was.
+    left to train on, UsageError if `out` holds a model of another vocabulary, DiskFault if it cannot be written; what stood there is then as
+    it was.
     """
     tokenizer = load_tokenizer(vocabulary)
     files, valid_files = find_files(sources), find_files(valid_sources)
     copied = vocabulary_files(vocabulary)
     obsolete = _other_vocabulary(out, {path.name for path in copied})
+    if obsolete or not all(_is_copy(out / path.name, path) for path in copied):
+        refuse_model(out)
     with Staging(out, MANIFEST) as staging:
         work = _Preparation(staging, tokenizer)
         num_bytes = sum(path.stat().st_size for path in (*valid_files, *files))
@@ -178,6 +181,10 @@ def _digests(documents: list[Document]) -> Digests:
         for document in documents
     )
     return np.frombuffer(raw, ">u8").astype(np.uint64)
+
+
+def _is_copy(path: Path, original: Path) -> bool:
+    return path.is_file() and path.read_bytes() == original.read_bytes()
 
 
 def _other_vocabulary(out: Path, names: set[str]) -> list[Path]:

@@ -22,12 +22,11 @@ from transformers import GPT2LMHeadModel
 from promptgen.errors import FileFault, NumericalFailure, Stopped, UsageError
 from promptgen.training import checkpoint as checkpoints
 from promptgen.training.checkpoint import Checkpoint, State
-from promptgen.training.dataset import MANIFEST, check_data, data_sha256, file_sha256, load_part
+from promptgen.training.dataset import MANIFEST, WEIGHTS_FILE, check_data, data_sha256, file_sha256, load_part
 from promptgen.training.evaluate import Quality, evaluate, sample_of
 from promptgen.training.model_folder import (
-    WEIGHTS_FILE,
-    check_config,
     check_out,
+    check_row_length,
     drop_model,
     load_model,
     make_model,
@@ -36,7 +35,7 @@ from promptgen.training.model_folder import (
     weights_of,
 )
 from promptgen.training.optimizer import Optimizers, learning_rate_scale
-from promptgen.training.packing import Batch, Shuffle, batches
+from promptgen.training.packing import Batch, Shuffle, batches, count_rows
 from promptgen.training.processes import Processes, best_dtype
 from promptgen.training.progress import Progress
 from promptgen.training.shape import TrainConfig
@@ -47,6 +46,7 @@ from promptgen.training.validate import known_training
 VALIDATION_DOCUMENTS = 4000  # looked at during the run; eval.json is over all
 LAST = "last"  # folder in OUT of the newest model, when it is not the best
 CHECKPOINT_S = 300.0  # at least so often, beside every validation
+EPOCH_CHECKPOINT_S = 2.0  # an epoch's end leaves its checkpoint out if the last one is younger
 _VALIDATION_SHARE = 0.25  # of a budget, for validations, at most
 _TRIAL_S = 4.0  # of trial steps, to turn a budget into a number of steps
 
@@ -73,6 +73,8 @@ class Run:
             check_unfinished(out)
         if start_from is not None and start_from.resolve() == out.resolve():
             raise UsageError("--from and --out are the same folder; give another --out")
+        if start_from is not None and start_from.resolve() == (out / LAST).resolve():
+            raise UsageError(f"--from {start_from} lies in --out, and this run would replace it; give another --out")
         check_out(out, data)
         check_data(data)
         self.train_part = load_part(data, "train")
@@ -91,21 +93,21 @@ class Run:
         self.num_steps = self._count_steps(budget_s)
         self.optimizers = Optimizers(self.model, self.config)
         self.state = State(0, 0, 0, 0, 0.0, None, None, 0, self._identity())
+        self._saved_at = time.perf_counter()
 
     def _new_model(self, config: TrainConfig) -> GPT2LMHeadModel:
         if self.start_from is None:
             model = make_model(config, self.data)
         else:
             model = load_model(self.start_from, self.data)
-            check_config(config, model, self.start_from)
+            check_row_length(config.row_length, model.config.n_positions, self.start_from)
         cast(nn.Module, model).to(self.processes.device)
         return model
 
     def _count_steps(self, budget_s: float | None) -> int:
         """The run's length, from --budget by trial, else --steps, else --epochs."""
         config = self.config
-        steps_per_epoch = max(1.0, len(self.train_part.tokens) / (config.row_length * config.rows_per_step))
-        wanted = config.steps or max(1, round(config.epochs * steps_per_epoch))
+        wanted = config.steps or max(1, round(config.epochs * self._steps_per_epoch()))
         if budget_s is None:
             return wanted
         if self._found is not None:  # the budget was turned into steps when the run began
@@ -125,6 +127,11 @@ class Run:
             )
             print(f"{step_s:.3g} s a step: {told} (the same run again: --steps {num_steps})", file=sys.stderr)
         return num_steps
+
+    def _steps_per_epoch(self) -> int:
+        """Of the first epoch: another order packs a little differently. An estimate where `count_rows` gives one."""
+        rows = count_rows(self.train_part, self.config.row_length, self._shuffle(0))
+        return math.ceil(rows / self.config.rows_per_step)
 
     def _time_a_step(self, trial_s: float) -> tuple[float, float]:
         """Seconds that a step and a validation take, from trial steps whose weights are thrown away. All processes take as many."""
@@ -177,6 +184,7 @@ class Run:
         if self.processes.is_first:
             checkpoints.save(self.out, Checkpoint(self.state, weights_of(self.model), self.optimizers.state()))
         self.processes.wait()
+        self._saved_at = time.perf_counter()
 
     def _check_unchanged(self) -> None:
         try:
@@ -188,31 +196,31 @@ class Run:
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         config = self.config
-        shuffle = Shuffle(config.seed, epoch, config.window, config.shifted_share)
-        return batches(self.train_part, config.row_length, config.rows_per_step, shuffle, first)
+        return batches(self.train_part, config.row_length, config.rows_per_step, self._shuffle(epoch), first)
+
+    def _shuffle(self, epoch: int) -> Shuffle:
+        return Shuffle(self.config.seed, epoch, self.config.window, self.config.shifted_share)
 
     def go(self, wish: StopWish, progress: Progress) -> None:
         """Steps until the run is over. Raises NumericalFailure, or Stopped after a signal, each with a checkpoint on disk."""
         if self.state.step == 0:
             self.save()  # from here on the length of the run is settled
-        saved_at = time.perf_counter()
         while self.state.step < self.num_steps and not self._is_out_of_patience():
             for batch in self._batches(self.state.epoch, self.state.batch):
                 self._step(batch, progress)
-                if self._wants_stop(wish):
-                    self.save()
-                    raise Stopped(wish.signum or signal.SIGTERM, f"stopped after step {self.state.step}")
-                if self._is_time_to_validate():
+                is_stopped = self._wants_stop(wish)
+                # Also when stopped: a run that goes on has this step behind it, and would not validate it any more.
+                if is_validated := self._is_time_to_validate():
                     self._validate(progress)
+                if is_stopped or is_validated or self._is_older(CHECKPOINT_S):
                     self.save()
-                    saved_at = time.perf_counter()
-                elif self._is_due(saved_at):
-                    self.save()
-                    saved_at = time.perf_counter()
+                if is_stopped:
+                    raise Stopped(wish.signum or signal.SIGTERM, f"stopped after step {self.state.step}")
                 if self.state.step == self.num_steps or self._is_out_of_patience():
                     return
             self.state = replace(self.state, epoch=self.state.epoch + 1, batch=0)
-            self.save()
+            if self._is_older(EPOCH_CHECKPOINT_S):
+                self.save()
 
     def _is_time_to_validate(self) -> bool:
         every = math.ceil(self.num_steps / self.config.validations)
@@ -288,5 +296,6 @@ class Run:
         """Whether any process was signalled: they stop at the same step."""
         return self.processes.sum(wish.signum is not None) > 0
 
-    def _is_due(self, saved_at: float) -> bool:
-        return self._agree(time.perf_counter() - saved_at > CHECKPOINT_S)
+    def _is_older(self, seconds: float) -> bool:
+        """Whether the last checkpoint, or the start of this process if there is none, is older; by the first process's clock, in all of them."""
+        return self._agree(time.perf_counter() - self._saved_at > seconds)

@@ -27,6 +27,8 @@ def sample_continuations(model: GPT2LMHeadModel, data: Path, *, count: int = 10,
     for index in range(len(part)):
         document = part.document(index).tolist()
         given = document[: max(2, round(_SHARE_GIVEN * len(document)))]
+        while len(given) > 1 and tokenizer.decode(given).endswith("\ufffd"):  # a token may end within a character
+            given = given[:-1]
         settings: dict[str, Any] = {"do_sample": True, "top_k": _TOP_K, "eos_token_id": tokenizer.end_id}
         if banned := [i for i in tokenizer.banned_ids if i != tokenizer.end_id]:
             settings["suppress_tokens"] = banned

@@ -21,7 +21,7 @@ from promptgen.errors import UsageError
 from promptgen.text.bytepair import BytePairTokenizer
 from promptgen.text.tokenizer import BertWordTokenizer, load_tokenizer
 from promptgen.training.baselines import PopularityTrie, WittenBell
-from promptgen.training.dataset import TokenFile, load_part
+from promptgen.training.dataset import TokenFile, is_prompt, load_part
 from promptgen.training.forward import hidden_states
 from promptgen.training.healing import MAX_CANDIDATES, HealedCandidates, Probabilities
 from promptgen.training.packing import Batch, Ids, batches
@@ -68,11 +68,7 @@ def held_out_prompts(
     """The beginnings (MAX_CHARACTERS) of up to `num_prompts` documents drawn at random: no dialogues, none under four characters."""
     order = np.random.default_rng(seed).permutation(len(valid))
     documents = (valid.document(int(i)) for i in order)
-    texts = (
-        tokenizer.decode(ids.tolist())[:MAX_CHARACTERS]
-        for ids in documents
-        if len(ids) and ids[0] == tokenizer.begin_id
-    )
+    texts = (tokenizer.decode(ids.tolist())[:MAX_CHARACTERS] for ids in documents if is_prompt(ids, tokenizer))
     return list(islice((text for text in texts if len(text) >= MIN_CHARACTERS), num_prompts))
 
 

@@ -15,9 +15,9 @@ from transformers import GPT2LMHeadModel
 
 from promptgen.training.card import report_text, write_card
 from promptgen.training.curves import PICTURE, draw_typing
-from promptgen.training.dataset import check_data, load_part, read_meta
+from promptgen.training.dataset import WEIGHTS_FILE, check_data, load_part, read_meta
 from promptgen.training.evaluate import evaluate, sample_of
-from promptgen.training.model_folder import WEIGHTS_FILE, load_model, put
+from promptgen.training.model_folder import load_model, put
 from promptgen.training.samples import sample_continuations
 from promptgen.training.typing_figures import measure_typing
 

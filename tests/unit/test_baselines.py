@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from promptgen.text.bytepair import BytePairTokenizer
 from promptgen.text.tokenizer import BertWordTokenizer
 from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
 from promptgen.training import baselines
 from promptgen.training.baselines import PopularityTrie, WittenBell
+from promptgen.training.bytepairs import learn_byte_pairs
 from promptgen.training.dataset import TokenFile
 
 WORDS = ["高血压", "高", "要", "注意", "怎么", "吃", "，", "what", "is", "dia", "##betes", "it", ",", "3", "##.", "##1"]
@@ -60,6 +63,16 @@ def test_trie_answers_in_the_order_asked_and_shows_as_many_as_asked_for() -> Non
 def test_trie_leaves_dialogues_out() -> None:
     dialogue = [TOKENIZER.end_id, *TOKENIZER.encode("高血压"), TOKENIZER.separator_id]
     assert PopularityTrie(part_of([dialogue, []]), TOKENIZER).candidates([""]) == [[]]
+
+
+def test_trie_leaves_dialogues_of_byte_pairs_out(tmp_path: Path) -> None:
+    learn_byte_pairs({"ab": 3}, 258).save(tmp_path)
+    tokenizer = BytePairTokenizer(tmp_path)
+    end, separator = tokenizer.end_id, tokenizer.separator_id
+    assert tokenizer.begin_id == end != separator
+    dialogue = [end, *tokenizer.encode("ab"), separator, *tokenizer.encode("c"), separator]
+    prompt = [end, *tokenizer.encode("xy"), end]
+    assert PopularityTrie(part_of([dialogue, prompt]), tokenizer).candidates([""]) == [["xy"]]
 
 
 def naive(train: list[list[int]], size: int, history: tuple[int, ...], token: int) -> Fraction:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -124,3 +128,37 @@ def test_there_is_no_pickle_in_it(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "checkpoints/step-00000004/manifest.json").read_text())) == names - {
         "manifest.json"
     }
+
+
+def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = checkpoint._lock, 0
+
+    def after_another_ended(file: IO[str]) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 1:  # between opening the file and locking it
+            shutil.rmtree(tmp_path / "checkpoints")
+        return real(file)
+
+    monkeypatch.setattr(checkpoint, "_lock", after_another_ended)
+    with locked(tmp_path):
+        assert calls == 2
+        with pytest.raises(FileFault, match="another training is running in this folder"), locked(tmp_path):
+            pytest.fail("two at once")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_make_goes_on_only_where_there_is_a_checkpoint(tmp_path: Path) -> None:
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
+    (script,) = re.findall(r"--resume \$\$\((.*)\)\n", makefile)
+    script = script.replace("$(MODEL)", str(tmp_path))
+
+    def said() -> str:
+        return subprocess.run(["sh", "-c", script], capture_output=True, encoding="utf-8", check=True).stdout.strip()
+
+    assert said() == "never"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".lock").touch()  # of a run that was killed before its first one
+    assert said() == "never"
+    saved(tmp_path, 2)
+    assert said() == "auto"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from promptgen.errors import UsageError
+from promptgen.training import commands
 from promptgen.training.choices import choose, parse_duration, parse_shape, valid_share_for
 from promptgen.training.dataset import FORMAT
 from promptgen.training.shape import TrainConfig
@@ -65,3 +68,64 @@ def test_shapes() -> None:
     for text in ("", "4x256", "axbxc", "4x256x4x1", "-4x256x4"):
         with pytest.raises(UsageError, match="such as 4x256x4"):
             parse_shape(text)
+
+
+def train_config(data: Path, *options: str) -> TrainConfig:
+    """What `promptgen train` makes of its options."""
+    parser = argparse.ArgumentParser()
+    commands.add_commands(parser.add_subparsers())
+    return commands._train_config(parser.parse_args(["train", str(data), "--out", "nowhere", *options]))
+
+
+def test_a_row_as_long_as_wanted_makes_the_window_longer(tmp_path: Path) -> None:
+    data = data_of(tmp_path, 100, 20)
+    assert train_config(data).window == 128
+    for row_length, window in ((100, 128), (200, 200), (2000, 2000)):
+        config = train_config(data, "--row-length", str(row_length))
+        assert (config.row_length, config.window) == (row_length, window)
+    with pytest.raises(UsageError, match="--row-length 200 is longer than --window 160"):
+        train_config(data, "--row-length", "200", "--window", "160")
+
+
+def test_a_row_may_be_as_long_as_the_window_of_the_start_model(tmp_path: Path) -> None:
+    data, start = data_of(tmp_path, 100, 20), tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text('{"n_positions": 1024}', encoding="utf-8")
+    assert train_config(data, "--from", str(start)).window == 1024
+    assert train_config(data, "--from", str(start)).row_length == 128
+    assert train_config(data, "--from", str(start), "--row-length", "1000").row_length == 1000
+    with pytest.raises(UsageError, match=r"--row-length 1025 is longer than the window of .*start, 1024"):
+        train_config(data, "--from", str(start), "--row-length", "1025")
+    (start / "config.json").write_text('{"n_positions": 64}', encoding="utf-8")
+    config = train_config(data, "--from", str(start))
+    assert (config.window, config.row_length) == (64, 64)
+
+
+ALL_CHOICES = ["shape", "window", "rows per step", "epochs", "patience", "dropout"]
+
+
+@pytest.mark.parametrize(
+    ("options", "overridden"),
+    [
+        ([], []),
+        (["--window", "300", "--rows-per-step", "8"], ["window", "rows per step"]),
+        (["--epochs", "2", "--patience", "0", "--dropout", "0"], ["epochs", "patience", "dropout"]),
+        (["--steps", "9"], ["epochs"]),
+        (["--from", "START"], ["shape", "window"]),
+    ],
+)
+def test_only_choices_in_force_are_said(
+    tmp_path: Path, options: list[str], overridden: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"n_positions": 256}', encoding="utf-8")
+    config = train_config(data_of(tmp_path, 100, 20), *[str(tmp_path) if o == "START" else o for o in options])
+    said = dict(line.split(": ", 1)[0].rsplit(" ", 1) for line in capsys.readouterr().err.splitlines())
+    assert list(said) == [name for name in ALL_CHOICES if name not in overridden]
+    fields = asdict(config) | {"shape": f"{config.layers}x{config.width}x{config.heads}"}
+    assert said == {name: str(fields[name.replace(" ", "_")]) for name in said}
+
+
+def test_rows_follow_from_the_row_length_that_was_given(tmp_path: Path) -> None:
+    data = data_of(tmp_path, 1000, 20)
+    assert choose(data)[0].rows_per_step == 20_000 // 128 // 20
+    assert choose(data, given={"row_length": 64})[0].rows_per_step == 20_000 // 64 // 20

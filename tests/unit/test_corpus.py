@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from promptgen.errors import FileFault
-from promptgen.training import corpus, jsonfiles
+from promptgen.training import corpus, jsonfiles, reading
 from promptgen.training.corpus import Document, Dropped, FileReport, Kind, find_files, read_documents
 from promptgen.training.records import SHAPES
 
@@ -75,6 +76,19 @@ def test_a_dialogue_without_end_takes_bounded_memory(tmp_path: Path, monkeypatch
     found, dropped = read(path)
     assert [len(turns) for turns in found] == [2, 2, 6, 6]
     assert dropped.examples() == {"too long": {path.as_posix(): [13]}}
+
+
+@pytest.mark.parametrize(("damaged", "reason"), [(b"\xe7\xad\x94\xff", "undecodable"), ("答".encode() * 9, "too long")])
+def test_a_line_left_out_of_a_dialogue_changes_nobodys_turn(
+    tmp_path: Path, damaged: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_LINE_CHARACTERS", 8)
+    text = "问一\n答一\n\n问二\n答二\n问三\n?\n问四\n答四\n\n问五\n答五\n\n?\n答六\n\n问七\n答七\n\n问八\n答八\n问九\n?"
+    path = write(tmp_path / "a.txt", text.encode().replace(b"?", damaged))
+    found, dropped = read(path)
+    assert found == [("问一", "答一"), ("问二", "答二"), ("问五", "答五"), ("问七", "答七"), ("问八", "答八")]
+    name = path.as_posix()
+    assert dropped.examples() == {reason: {name: [7, 14, 23]}, "dialogue with a gap": {name: [6, 8, 9, 15, 22]}}
 
 
 def test_each_file_has_its_own_kind_and_encoding(tmp_path: Path) -> None:
@@ -288,7 +302,7 @@ def test_folders_globs_and_files_are_found_in_order(tmp_path: Path) -> None:
     names = ("a.txt", "b.JSONL", "deep/c.txt.gz", "deep/d.json")
     a, b, c, d = (write(tmp_path / name, TEXT) for name in names)
     other = write(tmp_path / "other.md", TEXT)
-    write(tmp_path / "deep" / "meta.json", "{}")
+    write(tmp_path / "deep" / "meta.json", '{"totals": {}}')
     assert find_files([tmp_path]) == [a, b, c, d]
     assert find_files([tmp_path / "*.txt"]) == [a]
     assert find_files([str(tmp_path / "**" / "*.txt*")]) == [a, c]
@@ -301,6 +315,38 @@ def test_folders_globs_and_files_are_found_in_order(tmp_path: Path) -> None:
     assert find_files([tmp_path]) == [a, b, c, d]
     words, tokens = write(tmp_path / "deep" / "vocab.txt", TEXT), write(tmp_path / "deep" / "tokenizer.json", "[]")
     assert find_files([tmp_path / "deep"]) == [c, d, tokens, words]  # these only have the names
+
+
+def test_a_meta_json_and_a_manifest_are_left_out_only_if_they_are_ours(tmp_path: Path) -> None:
+    for name in (
+        "ours",
+        "theirs",
+        "list",
+        "checkpoints/step-00000012",
+        "checkpoints/.partial-00000014",
+        "other/step-1",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "ours" / "meta.json", '{"format": "promptgen-data-1"}')
+    theirs = [
+        write(tmp_path / "list" / "meta.json", '["高血压"]'),
+        write(tmp_path / "other" / "step-1" / "state.json", '["高血压"]'),
+        write(tmp_path / "theirs" / "meta.json", '{"text": "高血压"}'),
+    ]
+    for name in ("manifest.json", "state.json"):
+        write(tmp_path / "checkpoints" / "step-00000012" / name, '{"step": 12}')
+    write(tmp_path / "checkpoints" / ".partial-00000014" / "state.json", '{"step": 14}')
+    assert find_files([tmp_path]) == theirs
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    for source in (tmp_path / "pipe.txt", tmp_path / "p*.txt", Path(os.devnull)):
+        with pytest.raises(
+            FileFault, match="is a pipe or a device and is read more than once; write it to a file first"
+        ):
+            find_files([source])
 
 
 @pytest.mark.parametrize("source", ["none.txt", "*.csv", "empty"])

@@ -276,6 +276,13 @@ def test_a_corpus_toml_that_leaves_a_number_open_is_refused(tmp_path: Path, told
         expand.write_corpus(root, tmp_path / "out")
 
 
+def test_a_corpus_toml_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "data", TABLE + entity(1))
+    (root / "corpus.toml").write_bytes("[prompts] # 每个领域".encode("gbk"))
+    with pytest.raises(FileFault, match=r"corpus\.toml: cannot be read, it says how many lines"):
+        expand.write_corpus(root, tmp_path / "out")
+
+
 def test_the_command_exits_with_3_for_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_root(tmp_path / "data", 'prompts = ["{name}的的。"]\n' + entity(1))
     assert expand.main([str(root), "--check", "--field", "cooking"]) == 3

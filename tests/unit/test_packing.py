@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptgen.errors import UsageError
+from promptgen.training import packing
 from promptgen.training.dataset import TokenFile
 from promptgen.training.forward import check_architecture, document_mask, hidden_states
-from promptgen.training.packing import IGNORED, Shuffle, batches, pack_rows, split_document
+from promptgen.training.packing import IGNORED, Shuffle, batches, count_rows, pack_rows, split_document
 
 SMALL = GPT2Config(
     vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
@@ -49,6 +50,28 @@ def test_packing_fills_the_fullest_row_and_splits_what_is_longer() -> None:
     part = part_of([5, 7, 3, 12])
     rows = [[len(document) for document in row] for row in pack_rows((part.document(n) for n in range(4)), 10)]
     assert rows == [[5, 3], [7, 3], [10]]
+
+
+@given(st.lists(st.integers(1, 60), max_size=80), st.integers(16, 40), st.integers(0, 5))
+def test_rows_are_counted_as_they_are_packed(lengths: list[int], row_length: int, seed: int) -> None:
+    part = part_of(lengths)
+    for shuffle in (None, Shuffle(seed, 0)):
+        packed = sum(len(batch.tokens) for batch in batches(part, row_length, 4, shuffle))
+        assert count_rows(part, row_length, shuffle) == packed
+
+
+def test_rows_of_a_large_part_are_estimated_from_some_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [*[60] * 2000, *[40] * 2000]  # a row each, so the first of the file would give too few
+    part, shuffle = part_of(lengths), Shuffle(0, 0)
+    exact = count_rows(part, 64, shuffle)
+    seen: list[int] = []
+    real = packing.pack_rows
+    monkeypatch.setattr(packing, "_COUNTED_DOCUMENTS", 1000)
+    monkeypatch.setattr(
+        packing, "pack_rows", lambda documents, n: real((seen.append(len(d)) or d for d in documents), n)
+    )
+    assert count_rows(part, 64, shuffle) == pytest.approx(exact, rel=0.05)
+    assert len(seen) == 1000
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(0, 5), st.integers(0, 3))

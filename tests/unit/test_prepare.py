@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from promptgen.errors import DiskFault, FileFault
+from promptgen.errors import DiskFault, FileFault, UsageError
 from promptgen.text.tokenizer import load_tokenizer, vocabulary_sha256
 from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
@@ -266,3 +266,21 @@ def test_another_kind_of_vocabulary_goes_with_its_data(tmp_path: Path, vocabular
     with pytest.raises(FileFault, match=r"vocab\.txt: is a vocabulary of another kind"):
         prepare([corpus], byte_vocabulary, vocabulary)
     assert names(vocabulary) == {"vocab.txt"}
+
+
+def test_the_vocabulary_of_a_model_is_not_replaced(tmp_path: Path, vocabulary: Path, byte_vocabulary: Path) -> None:
+    corpus, model = write(tmp_path / "a.txt", LINES), tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    for own in (None, (vocabulary / "vocab.txt").read_bytes() + "龘\n".encode()):
+        if own is not None:
+            (model / "vocab.txt").write_bytes(own)
+        before = {path.name: path.read_bytes() for path in model.iterdir()}
+        with pytest.raises(UsageError, match="model holds a model, whose vocabulary would be replaced"):
+            prepare([corpus], vocabulary, model)
+        assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    (model / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+    prepare([corpus], vocabulary, model)
+    assert names(model) == FILES | {"meta.json", "vocab.txt", "model.safetensors"}
+    with pytest.raises(UsageError, match="model holds a model, whose vocabulary would be replaced"):
+        prepare([corpus], byte_vocabulary, model)

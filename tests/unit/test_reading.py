@@ -63,6 +63,29 @@ def test_encodings_line_ends_and_packing(
     assert lines_of(path)[1] == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "für\n",
+        "für Größe\n",
+        "Übung für Mädchen\nein größerer Bär\n",
+        "plain English first\nla señora del año y la región\n",
+        '{"text": "die Größe der Lösung"}\n',
+    ],
+)
+def test_words_of_latin_1_are_not_taken_for_chinese(tmp_path: Path, text: str) -> None:
+    assert text.encode("cp1252").decode("gb18030") != text  # it can be read, and wrongly
+    with pytest.raises(FileFault, match="is neither UTF-8, UTF-16 nor GB18030; convert it"):
+        detect_encoding(write(tmp_path / "a.txt", text.encode("cp1252")))
+
+
+@pytest.mark.parametrize("text", ["用python写\n", "T恤怎么洗？\n用Excel做表\n", "你好hello世界\nB超和CT的区别\n"])
+def test_chinese_among_english_words_is_still_chinese(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "a.txt", text.encode("gbk"))
+    assert detect_encoding(path) == "gb18030"
+    assert texts_of(path) == text.splitlines()
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize(
     "text", ["hello world\nhow are you\n", "第一\n", "Привет мир\n", "안녕 하세요\n", "ひらがな\n", "😀 ok\n"]

@@ -409,6 +409,7 @@ def test_lone_surrogates_do_not_break_byte_pairs(byte_pair: BytePairTokenizer) -
 def test_encode_many_equals_encode_for_byte_pairs(byte_pair: BytePairTokenizer) -> None:
     texts = SENTENCES * 400
     assert list(byte_pair.encode_many(texts)) == [byte_pair.encode(text) for text in SENTENCES] * 400
+    assert list(byte_pair.encode_many(["高\ud800血", "\udc00"])) == [byte_pair.encode("高血"), []]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
 from promptgen.training import run as running
 from promptgen.training.checkpoint import newest
+from promptgen.training.curves import read_metrics
 from promptgen.training.dataset import load_part
 from promptgen.training.evaluate import Quality, evaluate, sample_of
 from promptgen.training.loss import CHUNK_TOKENS, linear_cross_entropy
@@ -316,6 +317,43 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert set(steps) == set(range(1, report["training"]["steps"] + 1))
 
 
+@pytest.mark.parametrize("after_step", [4, 8])  # of eight, which are the two that are validated
+def test_a_stop_on_a_step_that_is_validated_skips_no_validation(
+    data: Path, tmp_path: Path, after_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, steps=8)
+    train(data, tmp_path / "whole", config, typing_prompts=0)
+    interrupted(data, tmp_path / "parts", config, after_step, monkeypatch)
+    assert (tmp_path / "parts" / "model.safetensors").exists()
+    train(data, tmp_path / "parts", config, typing_prompts=0)
+    whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+    measured = [
+        [(record["step"], record["valid_loss"]) for record in read_metrics(tmp_path / name) if "valid_loss" in record]
+        for name in ("whole", "parts")
+    ]
+    assert [step for step, _ in measured[0]] == [4, 8]
+    assert measured[0] == measured[1]
+
+
+def test_an_epoch_has_the_steps_that_its_rows_need(data: Path, tmp_path: Path) -> None:
+    run = running.Run(data, tmp_path, replace(TINY, epochs=1), None, None, True)
+    assert (
+        run.num_steps == len(list(run._batches(0, 0))) == 8
+    )  # two documents of 14 tokens a row of 32, four rows a step
+
+
+@pytest.mark.parametrize(("seconds", "num_saved"), [(1e9, 1 + 2), (0.0, 1 + 2 + 4)])
+def test_the_end_of_a_short_epoch_needs_no_checkpoint_of_its_own(
+    data: Path, tmp_path: Path, seconds: float, num_saved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(running.checkpoints, "save", lambda out, checkpoint: saved.append(checkpoint.state.step))
+    monkeypatch.setattr(running, "EPOCH_CHECKPOINT_S", seconds)
+    train(data, tmp_path, replace(TINY, epochs=5), typing_prompts=0)
+    assert len(saved) == num_saved, saved
+
+
 def test_a_checkpoint_of_another_run_is_refused_unless_told_to_start_over(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +373,15 @@ def test_a_folder_that_holds_a_model_is_not_trained_into_unasked(
         train(data, trained[0], TINY)
     with pytest.raises(UsageError, match="--from and --out are the same folder"):
         train(data, trained[0], TINY, trained[0], resume=False)
+
+
+def test_a_start_model_that_the_run_would_replace_is_refused(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    last = shutil.copytree(trained[0], tmp_path / "last")
+    with pytest.raises(UsageError, match="last lies in --out, and this run would replace it; give another --out"):
+        train(data, tmp_path, TINY, last)
+    assert (last / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])

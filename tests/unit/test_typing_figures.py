@@ -15,11 +15,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptgen.errors import UsageError
 from promptgen.text.bytepair import BytePairTokenizer
-from promptgen.text.tokenizer import BertWordTokenizer
+from promptgen.text.tokenizer import BertWordTokenizer, load_tokenizer
 from promptgen.text.vocabulary import Vocabulary
 from promptgen.text.words import SPECIAL_TOKENS
+from promptgen.training.bytepairs import learn_byte_pairs
 from promptgen.training.dataset import load_part
 from promptgen.training.healing import HealedCandidates
+from promptgen.training.prepare import prepare
 from promptgen.training.typing_figures import (
     ModelPredictor,
     count_keys,
@@ -266,6 +268,17 @@ def test_prompts_are_drawn_by_seed(tmp_path: Path) -> None:
     assert set(drawn) < set(texts)
     assert drawn == held_out_prompts(valid, TOKENIZER, 5, seed=0) != held_out_prompts(valid, TOKENIZER, 5, seed=1)
     assert sorted(held_out_prompts(valid, TOKENIZER, 99, seed=0)) == sorted(texts)
+
+
+def test_dialogues_of_byte_pairs_are_no_prompts(tmp_path: Path) -> None:
+    (tmp_path / "vocab").mkdir()
+    learn_byte_pairs({"ab": 3}, 258).save(tmp_path / "vocab")
+    lines = [{"question": f"what is {n}?", "answer": "a number"} for n in range(5)]
+    texts = [f"prompt number {n}" for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(o) + "\n" for o in (*lines, *texts)), encoding="utf-8")
+    prepare([tmp_path / "a.jsonl"], tmp_path / "vocab", tmp_path / "data", valid_share=0.0)
+    drawn = held_out_prompts(load_part(tmp_path / "data", "train"), load_tokenizer(tmp_path / "data"), 99, seed=0)
+    assert sorted(drawn) == texts
 
 
 def test_nothing_held_out_and_a_model_of_another_size(tmp_path: Path) -> None:

@@ -249,6 +249,15 @@ def test_folder_with_another_kind_is_refused(tmp_path: Path, present: str, kind:
     assert (tmp_path / "out" / present).read_text(encoding="utf-8") == "kept"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_folder_with_a_model_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(UsageError, match="out holds a model, whose vocabulary would be replaced; give another folder"):
+        write_vocabulary([write_corpus(tmp_path, SENTENCES)], tmp_path / "out", None, kind)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+
+
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--kind bytes is not known; choose one of word, char, bpe"):
         write_vocabulary([write_corpus(tmp_path, SENTENCES)], tmp_path / "out", None, "bytes")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import time
 from collections import Counter
@@ -66,11 +68,13 @@ def test_a_newer_request_of_a_session_ends_the_older_with_409(server: Server) ->
 
 
 def test_a_stream_that_is_superseded_says_so_in_its_last_event(server: Server) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        older = pool.submit(server.post, LONG | {"session": "s2", "stream": True})
-        server.wait_for_rows(lambda rows: rows > 0)
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
+        fields = LONG | {"session": "s2", "stream": True}
+        connection.request("POST", "/generate", json.dumps(fields), {"Content-Type": "application/json"})
+        older = connection.getresponse()  # its first event is on the way
+        assert older.status == 200
         assert server.post({"context": PROMPT, "maxlength": 2, "samples": 1, "session": "s2"}).status == 200
-        body = older.result(20).body
+        body = older.read()
     assert body.endswith(b"\n\ndata: [DONE]\n\n")
     last = json.loads(body.split(b"\n\n")[-3].removeprefix(b"data: "))
     assert last["error"]["code"] == "superseded"

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -93,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload that comes too early must not end it
     from promptgen.server.lifecycle import serve
     from promptgen.server.logs import start_logging
 

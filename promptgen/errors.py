@@ -92,6 +92,16 @@ class ContextLengthExceeded(InvalidRequest):
         self.num_prompt_tokens, self.num_new_tokens, self.window = num_prompt_tokens, num_new_tokens, max_window
 
 
+class ChoiceTooLong(ContextLengthExceeded):
+    def __init__(self, index: int, num_tokens: int, max_window: int) -> None:
+        InvalidRequest.__init__(
+            self,
+            f"choice {index} and the context take {num_tokens} tokens, but this model's window holds {max_window}; shorten them",
+            param="choices",
+        )
+        self.num_prompt_tokens, self.num_new_tokens, self.window = num_tokens, 0, max_window
+
+
 class QuestionTooLong(ContextLengthExceeded):
     def __init__(self, num_prompt_tokens: int, num_new_tokens: int, max_window: int) -> None:
         InvalidRequest.__init__(

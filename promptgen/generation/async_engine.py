@@ -82,6 +82,7 @@ class _Stream:
     timing: _Timing
     deadline: float | None
     timeout_s: float | None
+    visit: Visit | None = None
     worker: Worker | None = None
     candidates: CandidateSet | None = None
     info: ModelInfo | None = None
@@ -493,7 +494,7 @@ class AsyncEngine:
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         streams = []
         for request, cost in zip(requests, costs, strict=True):
-            stream = _Stream(next(self._ids), request, cost, _Timing(time.perf_counter()), deadline, timeout_s)
+            stream = _Stream(next(self._ids), request, cost, _Timing(time.perf_counter()), deadline, timeout_s, visit)
             stream.worker = kept or self._worker
             self._streams[stream.request_id] = stream
             streams.append(stream)
@@ -535,6 +536,8 @@ class AsyncEngine:
                     raise EngineFailure("the model could not be loaded again")
                 await self._changed.wait()
         stream.worker = self._worker
+        if stream.visit is not None and stream.visit.worker is None:
+            stream.visit.worker = self._worker
         return self._worker
 
     async def _wake(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from promptgen.errors import ContextLengthExceeded, InvalidRequest
+from promptgen.errors import ChoiceTooLong, ContextLengthExceeded, InvalidRequest
 from promptgen.generation.healing import Healed, Healer
 from promptgen.generation.redraw import MAX_NODES, Path, other_ways
 from promptgen.generation.request import (
@@ -333,10 +333,7 @@ class CandidateSet:
             if not forced:
                 raise InvalidRequest(f"choice {index} adds nothing to the context", param="choices")
             if window is not None and len(ids) > window:
-                raise InvalidRequest(
-                    f"choice {index} and the context take {len(ids)} tokens, but this model's window holds {window}; shorten them",
-                    param="choices",
-                )
+                raise ChoiceTooLong(index, len(ids), window)
             requests.append(
                 GenerationRequest(
                     ids[: len(ids) - len(forced)],

@@ -115,6 +115,13 @@ class Engine:
 
         Raises EngineBroken when nothing could be computed and a proof of the model fails as well: a new engine is needed.
         """
+        try:
+            return self._step()
+        except KeyboardInterrupt:  # in a notebook: what was planned may not have been computed
+            self._scheduler.drop_running()
+            raise
+
+    def _step(self) -> list[Event]:
         if self._offered is not None:
             self._take_up(self._offered)
         plan = self._scheduler.schedule()
@@ -126,9 +133,6 @@ class Engine:
         except Exception:
             _log.exception("a step of %d rows failed", plan.num_rows)
             return failures + [FailureEvent(request_id, FAILED) for request_id in self._scheduler.drop_running()]
-        except BaseException:  # an interrupt: what was planned may not have been computed
-            self._scheduler.drop_running()
-            raise
         failed_rows = result.failed_rows
         if failed_rows:
             self._runner.wipe(failed_rows)  # before another row moves there

@@ -109,6 +109,8 @@ class Run:
         config = self.config
         wanted = config.steps or max(1, round(config.epochs * self._steps_per_epoch()))
         if budget_s is None:
+            if self._found is not None and not config.steps:  # epochs were turned into steps when the run began
+                return int(self._found.state.identity.get("steps", wanted))
             return wanted
         if self._found is not None:  # the budget was turned into steps when the run began
             known = self._found.state.identity

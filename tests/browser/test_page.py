@@ -833,6 +833,8 @@ def test_copy(health: Page, secure: bool) -> None:
           window.clipboard = navigator.clipboard;
           Object.defineProperty(navigator, "clipboard", {value: undefined});
         """)
+    health.press(Keys.SHIFT, Keys.ENTER)
+    health.press("two  lines")
     health.find("#copy").click()
     health.is_told("Copied")
     assert health.driver.switch_to.active_element == health.find("#copy")
@@ -840,7 +842,7 @@ def test_copy(health: Page, secure: bool) -> None:
       document.body.focus();
       (navigator.clipboard ?? window.clipboard).readText().then(arguments[0], fault => arguments[0](String(fault)));
     """)
-    assert copied == "高血压要注意"
+    assert copied == "高血压要注意\ntwo  lines"
 
 
 def test_a_copy_that_fails_is_told(health: Page) -> None:

@@ -150,6 +150,8 @@ def test_choices_are_scored_and_ranked(server: Server) -> None:
     assert scores == sorted(scores, reverse=True)
     assert server.generate(context="高血压", choices=choices, rank="none")["result"] == ["高血压" + c for c in choices]
     server.post({"context": "高血压", "choices": [" "]}).error(400, "invalid_value", "choices")
+    too_long = {"context": "高血压，" * 60, "choices": ["要注意饮食", "，" * 200]}
+    assert "choice 1" in server.post(too_long).error(400, "context_length_exceeded", "choices")
 
 
 def test_a_deadline_of_the_caller_shortens_that_of_the_service(server: Server) -> None:

@@ -338,6 +338,20 @@ def test_a_visit_ends_with_the_model_that_it_began_with(
     in_loop(scenario())
 
 
+def test_a_visit_that_woke_a_model_ends_with_it() -> None:
+    async def scenario() -> None:
+        async with running() as engine:
+            first = await engine.answer(FULL)
+            assert await engine.sleep()
+            with engine.visit() as visit:
+                assert texts_of(await engine.answer(FULL, visit=visit)) == texts_of(first)
+                await engine.unload()
+                assert texts_of(await engine.answer(FULL, visit=visit)) == texts_of(first)
+            assert not engine._retired
+
+    in_loop(scenario())
+
+
 def test_an_unloaded_model_ends_what_runs_leaves_memory_and_comes_back() -> None:
     async def scenario() -> None:
         async with running(load=Loads(pause_s=0.005)) as engine:

@@ -16,6 +16,7 @@ function copyByCommand(text) {
   const focused = document.activeElement;
   const field = document.createElement("textarea");
   field.className = "unseen";
+  field.style.whiteSpace = "pre"; // what is copied has its line breaks
   field.value = text;
   document.body.append(field);
   field.focus({ preventScroll: true });

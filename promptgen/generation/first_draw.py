@@ -1,9 +1,9 @@
 """Draws the first token of candidates whose request says which ones may come: healed prompts, redraws, first words that must differ.
 
-Of a healed prompt the branches are a tree of tokens that spell what was typed. A candidate goes down this tree token by token, as it will go on
-afterwards: each token in proportion to the probability that what comes after it reaches the end of what was typed. Temperature, top-k and
-top-p apply at each, and the noise is that of the token at its position (generation/noise.py), so a draw is the same however much of it was
-typed. Redraws choose among the tokens of all their branches at once, with noise of their own; exact at temperature 1 without top-k and top-p.
+The branches of a request are a tree. Of a healed prompt they spell what was typed; of a redraw they lie along candidates that were found, and what
+led to those alone is excluded. A candidate goes down this tree token by token, as it will go on afterwards: each token in proportion to its
+probability times that of coming from there to something that may be given. Temperature, top-k and top-p apply at each, and the noise is that of
+the token at its position (generation/noise.py): so a draw is the same however much of it was typed, and whatever else was found.
 """
 
 from __future__ import annotations
@@ -11,26 +11,57 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from promptgen.generation.memory import Memory, on_host
 from promptgen.generation.noise import gumbel_lines, sequence_key
 from promptgen.generation.request import GREEDY_BELOW, Branch, GenerationRequest, Sampling
-from promptgen.generation.scheduler import Pick
+from promptgen.generation.steps import NO_TOKEN, Pick
 
 Line = NDArray[np.float32]  # [V]
 CHUNK = 64  # scores of which the best is looked at first
 
 
 @dataclass(frozen=True, slots=True)
-class _Leaves:
-    """Ways to go on: branch, token and score (what is drawn from, -inf for what is excluded), each [N]."""
+class Place:
+    """Where a branch hangs: `parent` is the branch that it goes on from with `token_id`, `rest` the log-probability of the tokens after that
+    one; `head_parent` and `head_id` are the last step of its way that spells what was typed, `given` the log-probability of all after it.
+    -1 for the first."""
 
-    branches: NDArray[np.int64]
-    token_ids: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    parent: int = -1
+    token_id: int = -1
+    rest: float = 0.0
+    head_parent: int = -1
+    head_id: int = -1
+    given: float = 0.0
+
+
+def places_of(branches: Many[Branch]) -> list[Place]:
+    """The tree of some branches; shorter ones stand before those that go on from them."""
+    index_of: dict[tuple[int, ...], int] = {}
+    places: list[Place] = []
+    for index, branch in enumerate(branches):
+        path = branch.path_ids
+        index_of[path] = index
+        if not path:
+            places.append(Place())
+            continue
+        given = (branch.path_logprobs or ())[1:]
+        head = path[: len(path) - len(given)]
+        near = next(n for n in range(len(path) - 1, -1, -1) if path[:n] in index_of)
+        rest = sum(given[len(given) - (len(path) - near - 1) :]) if near + 1 < len(path) else 0.0
+        places.append(Place(index_of[path[:near]], path[near], rest, index_of[head[:-1]], head[-1], sum(given)))
+    return places
+
+
+def draw_among(memory: Memory, request: GenerationRequest, samples: Many[int], slots: Many[int]) -> list[Pick]:
+    """Steps.draw_first, for steps that have nothing faster."""
+    lines = [on_host(memory.logits[slot])[: memory.shape.vocabulary] for slot in slots]
+    if not all(np.isfinite(line).all() for line in lines):
+        return [Pick(0, NO_TOKEN, 0.0)] * len(samples)
+    return draw_first(request, samples, lines, on_host(memory.bias), memory.end_id)
 
 
 def draw_first(
@@ -45,52 +76,34 @@ def draw_first(
     if not np.isfinite(tree.total):
         # Biases forbid all that could spell what was typed: what stands there already is no word to forbid.
         tree = _Tree(replace(request, bias=()), lines, banned, end_id)
-    places = [sample - request.first_sample for sample in samples]
-    if request.distinct_first:
+    if request.distinct_first or request.sampling.is_greedy:
+        must_differ = request.distinct_first or request.different
+        places = [(sample - request.first_sample) * must_differ for sample in samples]
         leaves = tree.best(max(places) + 1)
-        picked = [place % len(leaves.scores) for place in places]
-    elif request.different:
-        leaves, picked = _draw_different(request, tree, places)
-    elif request.sampling.is_greedy:
-        leaves, picked = tree.best(1), [0] * len(samples)
-    else:
-        return tree.draw(samples)
-    return [tree.pick(int(leaves.branches[i]), int(leaves.token_ids[i])) for i in picked]
-
-
-def _draw_different(request: GenerationRequest, tree: _Tree, places: list[int]) -> tuple[_Leaves, list[int]]:
-    """No leaf twice, unless there are fewer than places."""
-    sampling = request.sampling
-    leaves = tree.best(max(request.num_samples, sampling.top_k) if sampling.top_k else None)
-    if not np.isfinite(leaves.scores[0]):
-        return leaves, [0] * len(places)  # all have been found
-    scores = leaves.scores / max(sampling.temperature, GREEDY_BELOW)
-    if 0 < sampling.top_p < 1:
-        kept = _nucleus(scores, sampling.top_p) | (np.arange(len(scores)) < request.num_samples)
-        scores = np.where(kept, scores, -np.inf)
-    if not sampling.is_greedy:
-        scores = scores + _own_noise(request, leaves.branches, leaves.token_ids)
-    order = np.argsort(-scores, kind="stable")[: np.isfinite(scores).sum()]
-    return leaves, [int(order[place % len(order)]) for place in places]
+        return [tree.pick(*leaves[place % len(leaves)]) for place in places]
+    return tree.draw(samples)
 
 
 class _Node:
     """What may follow one branch.
 
-    logits [V] are the model's with biases and bans, scores [V] the same after the repetition penalty; `reached` is the log-probability of the
-    branch's path, `norm` and `score_norm` turn logits and scores into log-probabilities.
+    logits [V] are the model's with biases and bans, scores [V] the same after the repetition penalty. `reached` is the log-probability of the
+    branch's path, `norm` turns logits into log-probabilities. `children` are longer branches: index, first token of the way there, log-probability
+    of the others.
+
+    For a draw there are `line` [V], the scores at the request's temperature of what may come, and `mass`, the log-probability of any of it.
     """
 
-    def __init__(self, branch: Branch, logits: Line, penalized: Line | None) -> None:
-        self.branch, self.logits = branch, logits
-        self.norm = self.score_norm = _log_sum(logits)
-        self.scores = logits
-        if penalized is not None:
-            self.scores, self.score_norm = penalized, _log_sum(penalized)
+    def __init__(self, branch: Branch, logits: Line, scores: Line) -> None:
+        self.branch, self.logits, self.scores = branch, logits, scores
+        self.norm = _log_sum(logits)
         self.reached = 0.0
+        self.children: list[tuple[int, int, float]] = []
+        self.taken: list[int] = []  # tokens that an earlier sample went on with
+        self.line, self.mass = scores, 0.0
 
-    @cached_property
-    def mass(self) -> float:
+    @property
+    def covered(self) -> float:
         """Log-probability of the path and any of the tokens that cover what was typed."""
         if not math.isfinite(self.norm):
             return -math.inf
@@ -102,14 +115,25 @@ class _Node:
         """Of the path and this token after it."""
         return self.reached + float(self.logits[token_id]) - self.norm
 
-    def best(self, number: int | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The `number` tokens of its cover with the best scores, or all of them, and what they score with the path."""
+    def open(self, scores: Line) -> Line:
+        """Those of the tokens of its cover that are not excluded, -inf for all others."""
         cover = self.branch.cover_ids
-        scores = self.scores.copy()
-        scores[list(self.branch.excluded_ids)] = -np.inf
-        scores = scores if len(cover) == len(scores) else scores[cover]
-        some = _likely(scores, number or len(scores))
-        return cover[some], self.reached - self.score_norm + scores[some].astype(np.float64)
+        if len(cover) == len(scores):
+            line = scores.copy()
+        else:
+            line = np.full(len(scores), -np.inf, np.float32)
+            line[cover] = scores[cover]
+        line[[*self.branch.excluded_ids, *self.taken]] = -np.inf
+        return line
+
+    def settle(self, temperature: np.float32, nodes: Many[_Node]) -> None:
+        """After its children."""
+        scores = self.scores / temperature
+        self.line = self.open(scores)
+        for child, token_id, rest in self.children:
+            self.line[token_id] = scores[token_id] + np.float32(rest + nodes[child].mass)
+        norm = _log_sum(scores)
+        self.mass = _log_sum(self.line) - norm if math.isfinite(norm) else -math.inf
 
 
 class _Tree:
@@ -117,76 +141,95 @@ class _Tree:
 
     def __init__(self, request: GenerationRequest, lines: Many[Line], banned: Line, end_id: int) -> None:
         self._request = request
-        self._temperature = max(request.sampling.temperature, GREEDY_BELOW)
         penalty = request.sampling.repetition_penalty
         self._nodes: list[_Node] = []
-        by_path: dict[tuple[int, ...], _Node] = {}
-        for branch, line in zip(request.branches, lines, strict=True):
-            path = branch.path_ids
+        places = places_of(request.branches)
+        for index, (branch, place, line) in enumerate(zip(request.branches, places, lines, strict=True)):
             logits = line[: len(banned)] + banned
             for token_id, own in request.bias:
                 logits[token_id] += own
             if request.ignore_end or request.min_new_tokens > branch.num_new:
                 logits[[i for i in (end_id, *request.end_ids) if i >= 0]] = -np.inf
-            seen = [*request.prompt_ids, *path]
-            node = _Node(branch, logits, None if penalty == 1 else _penalized(logits, seen, penalty))
-            by_path[path] = node
-            if path:
-                given = (branch.path_logprobs or ())[1:]
-                head = path[: len(path) - len(given)]  # spells what was typed, token by token from the other branches
-                node.reached = by_path[head[:-1]].logprob(head[-1]) + sum(given)
+            seen = [*request.prompt_ids, *branch.path_ids]
+            node = _Node(branch, logits, logits if penalty == 1 else _penalized(logits, seen, penalty))
+            if place.parent >= 0:
+                node.reached = self._nodes[place.head_parent].logprob(place.head_id) + place.given
+                self._nodes[place.parent].children.append((index, place.token_id, place.rest))
             self._nodes.append(node)
-        self.total = _log_sum(np.array([node.mass for node in self._nodes if node.branch.path_logprobs is None]))
+        self.total = _log_sum(np.array([node.covered for node in self._nodes if node.branch.path_logprobs is None]))
 
-    def best(self, number: int | None) -> _Leaves:
-        """The `number` leaves with the best scores, or all; best first, equal ones in order, and one at least."""
-        found = [(index, *node.best(number)) for index, node in enumerate(self._nodes)]
-        branches = np.concatenate([np.full(len(token_ids), index) for index, token_ids, _ in found])
-        token_ids = np.concatenate([token_ids for _, token_ids, _ in found])
-        scores = np.concatenate([scores for _, _, scores in found])
-        order = np.argsort(-scores, kind="stable")[: number or len(scores)]
-        order = order[: max(1, np.isfinite(scores[order]).sum())]
-        return _Leaves(branches[order], token_ids[order], scores[order])
+    def best(self, number: int) -> list[tuple[int, int]]:
+        """The `number` likeliest leaves (branch, token), or all there are; best first, equal ones in order, and one at least."""
+        found: list[tuple[float, int, int]] = []
+        for index, node in enumerate(self._nodes):
+            line, norm = node.open(node.scores), _log_sum(node.scores)
+            some = _likely(line, number)
+            some = some[np.argsort(-line[some], kind="stable")][:number]
+            found += ((norm - node.reached - float(line[i]), index, int(i)) for i in some)
+        found.sort()
+        return [(index, token_id) for cost, index, token_id in found[:number] if cost < math.inf] or [found[0][1:]]
 
     def pick(self, branch: int, token_id: int) -> Pick:
         return Pick(branch, token_id, self._nodes[branch].logprob(token_id) - self.total)
 
     def draw(self, samples: Many[int]) -> list[Pick]:
-        """A leaf for each sample, going down from the first branch."""
-        paths = [node.branch.path_ids for node in self._nodes]
-        children = [[b for b, path in enumerate(paths) if path and path[:-1] == own] for own in paths]
-        masses = [0.0] * len(paths)
-        for b in reversed(range(1, len(paths))):  # longer paths stand after shorter ones
-            norm = _log_sum(self._nodes[b].scores / np.float32(self._temperature))
-            masses[b] = _log_sum(self._scores(b, children[b], masses)) - norm
+        """A leaf for each sample, going down from the first branch. If they are to be different none twice, unless there are no more."""
+        for node in reversed(self._nodes):  # longer paths stand after shorter ones
+            self._settle(node)
+        if not self._request.different and self._nodes[0].mass > -math.inf:
+            return self._go_down(samples)
+        picks: list[Pick] = []
+        for sample in samples:
+            if self._nodes[0].mass == -math.inf:
+                self._give_back()
+            if self._nodes[0].mass == -math.inf:
+                return picks + [self._repeat()] * (len(samples) - len(picks))
+            picks += self._go_down([sample])
+            self._take(picks[-1])
+        return picks
+
+    def _repeat(self) -> Pick:
+        """All have been found: the likeliest once more."""
+        for index, node in enumerate(self._nodes):
+            cover = node.branch.cover_ids
+            if len(cover) and np.isfinite(node.scores[cover]).any():
+                return self.pick(index, int(cover[node.scores[cover].argmax()]))
+        return self.pick(0, 0)
+
+    def _settle(self, node: _Node) -> None:
+        node.settle(np.float32(max(self._request.sampling.temperature, GREEDY_BELOW)), self._nodes)
+
+    def _take(self, pick: Pick) -> None:
+        """Nobody else goes on so."""
+        path = self._nodes[pick.branch].branch.path_ids
+        self._nodes[pick.branch].taken.append(pick.token_id)
+        for node in reversed(self._nodes):
+            if node.branch.path_ids == path[: len(node.branch.path_ids)]:
+                self._settle(node)
+
+    def _give_back(self) -> None:
+        for node in reversed(self._nodes):
+            node.taken.clear()
+            self._settle(node)
+
+    def _go_down(self, samples: Many[int]) -> list[Pick]:
         picked: dict[int, Pick] = {}
         todo = [(0, list(samples))]
         for branch, here in todo:  # grows meanwhile
-            node, longer = self._nodes[branch], children[branch]
-            cover = node.branch.cover_ids
-            scores = self._scores(branch, longer, masses)
-            order = _truncated(scores, self._request.sampling)
-            token_ids = np.concatenate([cover, [paths[b][-1] for b in longer]]).astype(np.int64)[order]
+            node = self._nodes[branch]
+            token_ids = _truncated(node.line, self._request.sampling)
             position = len(self._request.prompt_ids) + len(node.branch.path_ids)
-            noise = _noise(self._request.sampling.seed, here, position, token_ids)
-            chosen = order[(scores[order] + noise).argmax(axis=1)]
-            for sample, at in zip(here, chosen.tolist(), strict=True):
-                if at < len(cover):
-                    picked[sample] = self.pick(branch, int(cover[at]))
-            for n, b in enumerate(longer, len(cover)):
-                if going := [sample for sample, at in zip(here, chosen.tolist(), strict=True) if at == n]:
-                    todo.append((b, going))
+            keys = [sequence_key(self._request.sampling.seed, sample) for sample in here]
+            noise = gumbel_lines(keys, np.full(len(token_ids), position), token_ids)
+            chosen = token_ids[(node.line[token_ids] + noise).argmax(axis=1)].tolist()
+            longer = {token_id: child for child, token_id, _ in node.children}
+            for sample, token_id in zip(here, chosen, strict=True):
+                if token_id not in longer:
+                    picked[sample] = self.pick(branch, token_id)
+            for token_id, child in longer.items():
+                if going := [sample for sample, chose in zip(here, chosen, strict=True) if chose == token_id]:
+                    todo.append((child, going))
         return [picked[sample] for sample in samples]
-
-    def _scores(self, branch: int, children: list[int], masses: list[float]) -> NDArray[np.float64]:
-        """Of the tokens that may follow a branch, at the request's temperature: its own cover, then the first tokens of longer branches with all
-        that is behind them."""
-        node = self._nodes[branch]
-        behind = [
-            float(node.scores[self._nodes[b].branch.path_ids[-1]]) / self._temperature + masses[b] for b in children
-        ]
-        own = node.scores[node.branch.cover_ids].astype(np.float64) / self._temperature
-        return np.concatenate([own, behind])
 
 
 def _log_sum(line: NDArray[np.floating]) -> float:
@@ -201,7 +244,7 @@ def _penalized(line: Line, seen: list[int], penalty: float) -> Line:
     return line
 
 
-def _truncated(scores: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64]:
+def _truncated(scores: Line, sampling: Sampling) -> NDArray[np.int64]:
     """Indices of what top-k and top-p leave of scores at the request's temperature, best first; one at least."""
     number = sampling.top_k or len(scores)
     some = _likely(scores, number)
@@ -210,9 +253,9 @@ def _truncated(scores: NDArray[np.float64], sampling: Sampling) -> NDArray[np.in
     return order[_nucleus(scores[order], sampling.top_p)] if 0 < sampling.top_p < 1 else order
 
 
-def _nucleus(scores: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
+def _nucleus(scores: Line, top_p: float) -> NDArray[np.bool_]:
     """Which of some scores, best first, top-p leaves: up to the one with which their share reaches it."""
-    weights = np.exp(scores - scores[0])
+    weights = np.exp(scores.astype(np.float64) - scores[0])
     kept: NDArray[np.bool_] = np.cumsum(weights) - weights < top_p * weights.sum()
     return kept
 
@@ -226,20 +269,3 @@ def _likely(scores: NDArray[np.floating], number: int) -> NDArray[np.int64]:
     peaks = scores[: num_chunks * CHUNK].reshape(num_chunks, CHUNK).max(axis=1)
     least = np.partition(peaks, num_chunks - number)[num_chunks - number]
     return np.flatnonzero(scores >= least)
-
-
-def _noise(seed: int, samples: Many[int], position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gumbel noise [samples, tokens] of tokens at a position."""
-    keys = [sequence_key(seed, sample) for sample in samples]
-    return gumbel_lines(keys, np.full(len(token_ids), position), token_ids)
-
-
-def _own_noise(
-    request: GenerationRequest, branches: NDArray[np.int64], token_ids: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Noise for redraws [tokens], of no position that a candidate draws at: each branch has its own."""
-    noise = np.empty(len(token_ids))
-    for branch in np.unique(branches):
-        here = np.flatnonzero(branches == branch)
-        noise[here] = _noise(request.sampling.seed, [request.first_sample], -2 - int(branch), token_ids[here])[0]
-    return noise

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from promptgen.generation.first_draw import draw_among
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Weights
+from promptgen.generation.request import GenerationRequest
 from promptgen.generation.sampler import draw_rows
-from promptgen.generation.steps import Copy, Precision, PromptTokens
+from promptgen.generation.steps import Copy, Pick, Precision, PromptTokens
 
 Linear = Callable[[Tensor], Tensor]  # [M, in] -> [M, out]
 
@@ -147,6 +149,9 @@ class EagerGpt2:
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
     ) -> tuple[list[int], list[float]]:
         return draw_rows(self._memory, np.concatenate([np.arange(num_continuing), prompt_slots]))
+
+    def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
+        return draw_among(self._memory, request, samples, slots)
 
     def _attend_rows(self, layer: int, queries: Tensor, positions: Tensor, longest: int) -> Tensor:
         """[R, H, head_dim]. A plain product over the slots: for one query a row it is several times cheaper than the flash kernel."""

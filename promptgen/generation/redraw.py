@@ -9,6 +9,7 @@ Sutton 2020), exact at temperature 1 without top-k and top-p but for the nodes t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -54,6 +55,7 @@ class _Node:
     path: Path
     at: int
     reached: float  # log-probability
+    parent: _Node | None = None
     children: dict[int, _Node] = field(default_factory=dict)
     probabilities: dict[int, float] = field(default_factory=dict)
 
@@ -86,8 +88,22 @@ def other_ways(
     likely = sorted(open_nodes, key=lambda node: -node.parting)[:max_nodes]
     return (
         *(replace(way, excluded_ids=tuple(sorted(taken[way.path_ids]))) for way in ways),
-        *(_branch(node, every_id) for node in likely),
+        *(_branch(node, every_id) for node in sorted(_with_forks(nodes, likely), key=lambda node: node.at)),
     )
+
+
+def _with_forks(nodes: Sequence[_Node], likely: Sequence[_Node]) -> list[_Node]:
+    """Those that are likely, and those where the ways to them part. `nodes` have parents before their children."""
+    wanted = set(map(id, likely))
+    num_below: Counter[int] = Counter()  # children that are chosen or lead to one, by node
+    chosen: list[_Node] = []
+    for node in reversed(nodes):
+        if id(node) in wanted or num_below[id(node)] > 1:
+            chosen.append(node)
+        elif not num_below[id(node)]:
+            continue
+        num_below[id(node.parent)] += 1
+    return chosen
 
 
 def _add(path: Path, node: _Node, end_id: int) -> list[_Node]:
@@ -97,7 +113,7 @@ def _add(path: Path, node: _Node, end_id: int) -> list[_Node]:
         token_id, logprob = path.token_ids[at], path.logprobs[at]
         node.probabilities[token_id] = math.exp(min(0.0, logprob))
         if token_id not in node.children:
-            node.children[token_id] = _Node(path, at + 1, node.reached + logprob)
+            node.children[token_id] = _Node(path, at + 1, node.reached + logprob, node)
             new.append(node.children[token_id])
         node = node.children[token_id]
     if path.end_logprob is not None:

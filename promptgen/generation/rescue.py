@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 
 from promptgen.generation.memory import Memory
-from promptgen.generation.scheduler import Join, Pick, Plan, StepResult
-from promptgen.generation.steps import NO_TOKEN, PromptTokens, Steps
+from promptgen.generation.scheduler import Join, Plan, StepResult
+from promptgen.generation.steps import NO_TOKEN, Pick, PromptTokens, Steps
 from promptgen.generation.tops import Top, top_logprobs
 
 Result = TypeVar("Result")

@@ -13,11 +13,10 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from promptgen.generation.first_draw import draw_first
 from promptgen.generation.memory import Memory, on_host
-from promptgen.generation.rescue import compute_apart, no_picks
-from promptgen.generation.scheduler import NO_TOPS, Join, Pick, Plan, StepResult, Tops
-from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, Copy, PromptTokens, Steps
+from promptgen.generation.rescue import compute_apart
+from promptgen.generation.scheduler import NO_TOPS, Join, Plan, StepResult, Tops
+from promptgen.generation.steps import NO_TOKEN, NO_TOKENS, NOTHING_TO_READ, Copy, Pick, PromptTokens, Steps
 from promptgen.generation.tops import top_logprobs
 
 _PROOF = (0,) * 8  # any tokens do
@@ -97,11 +96,9 @@ class Runner:
     def _pick(self, join: Join) -> list[Pick]:
         """Draws the first tokens of candidates among branches, and starts their rows after them."""
         memory, request = self._memory, join.request
-        vocabulary = memory.shape.vocabulary
-        lines = [on_host(memory.logits[slot])[:vocabulary] for slot in join.branch_slots]
-        if not all(np.isfinite(line).all() for line in lines):
-            return no_picks(join)
-        picks = draw_first(request, join.samples, lines, on_host(memory.bias), memory.end_id)
+        picks = self.steps.draw_first(request, join.samples, join.branch_slots)
+        if picks[0].token_id == NO_TOKEN:
+            return picks
         row, copies = join.first_row, list[Copy]()
         for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
             drawn = list(alike)

@@ -37,7 +37,7 @@ from promptgen.generation.request import (
     TokenEvent,
     TopEvent,
 )
-from promptgen.generation.steps import NO_TOKEN, Copy
+from promptgen.generation.steps import NO_TOKEN, Copy, Pick
 from promptgen.generation.waiting import WaitingLine
 
 Tops = Mapping[int, tuple[tuple[int, float], ...]]  # (token id, log-probability), by row
@@ -104,15 +104,6 @@ class Join:
     first_row: int
     samples: range
     branch_slots: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """What was drawn for one sample: a branch of the request, a token after it, and the log-probability of both among all branches."""
-
-    branch: int
-    token_id: int
-    logprob: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,20 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from promptgen.generation.request import GenerationRequest
+
 Precision = Literal["float32", "bfloat16", "int8"]
 
 NO_TOKENS: NDArray[np.int32] = np.zeros(0, np.int32)
 NO_TOKEN = -1  # stands for a draw that failed: no token had a finite probability
+
+
+class Pick(NamedTuple):
+    """What was drawn for one sample: a branch of its request, a token after it, and the log-probability of both among all branches."""
+
+    branch: int
+    token_id: int
+    logprob: float
 
 
 class Copy(NamedTuple):
@@ -81,4 +91,10 @@ class Steps(Protocol):
 
         The first `num_continuing` rows draw from their own logits, row num_continuing + i from those of prompt_slots[i]. A logit that is no
         number counts as -inf; a row whose token has no finite logit gets NO_TOKEN.
+        """
+
+    def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
+        """Draws the first token of each sample among the branches of a request, whose logits stand in `slots` (generation/first_draw.py).
+
+        Starts no rows. All get NO_TOKEN if a logit is no finite number.
         """

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from promptgen.generation.request import Branch, Event, FinishEvent, GenerationRequest, StartEvent, TokenEvent
-from promptgen.generation.scheduler import MAX_PASS, MAX_READ, MIN_READ, TURN, Pick, Plan, Scheduler
+from promptgen.generation.scheduler import MAX_PASS, MAX_READ, MIN_READ, TURN, Plan, Scheduler
+from promptgen.generation.steps import Pick
 from tests.amount import cases
 
 END = 99

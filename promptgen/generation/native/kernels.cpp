@@ -274,6 +274,7 @@ class Pace {
   static constexpr double kShareLost = 0.005, kMostLost = 0.01;  // of the time; seconds: the next trial is two seconds of passes away at most
   static constexpr int kPause = 16;                              // passes between trials, at least
   static constexpr int kWaking = 3, kJudged = 5;                 // passes of a trial
+  static constexpr double kExact = 1e-3;  // a smaller share is not told by taking the rest away
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
@@ -683,6 +684,39 @@ struct Draw {
   float* logprobs;
 };
 
+// A branch of a request, which `generation/first_draw.py` tells about: `slot` has the logits after it, `position` is where the next token stands. Ranges
+// are in FirstDraw::ids. Mirrored by BRANCH in native/branches.py.
+struct Branch {
+  int64_t slot, position;
+  int64_t parent, token_id;           // the branch it goes on from, and with which token; -1 for the first one
+  int64_t head_parent, head_id;       // the last step of its way that spells what was typed
+  double given, rest;                 // log-probability of the tokens after that, and of those after token_id
+  int64_t cover, cover_end;           // tokens that may follow; -1 for all
+  int64_t excluded, excluded_end;     // and of those the ones that may not
+  int64_t path, path_end;
+  int64_t may_end, is_way;            // is_way: it spells what was typed, and nothing else
+};
+
+// A first token for each of `keys`, among the branches of a request; parents stand before their children.
+struct FirstDraw {
+  int64_t num_branches, num_samples, num_prompt, num_biases;
+  const Branch* branches;
+  const int64_t* ids;     // those of the prompt first
+  const float* logits;
+  int64_t logits_stride;
+  const float* bias;      // [vocabulary], -inf for what is never drawn
+  const int64_t* bias_ids;
+  const float* biases;
+  int64_t end_id;
+  int64_t end_ids[4];
+  float temperature, top_p, penalty;
+  int32_t top_k;
+  int64_t must_differ;
+  const int64_t* keys;    // of the samples' noise
+  int64_t *branch_of, *token_ids;
+  double* logprobs;
+};
+
 }  // extern "C"
 
 namespace {
@@ -746,10 +780,9 @@ struct DrawBuffers {
 constexpr int32_t kChunk = 64;
 constexpr int kMaxCount = 127;  // of how often a token was drawn
 
-// values = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf).
-void allow(const float* logits, const float* bias, int32_t count, DrawBuffers& own) {
+// values [size] = logits + bias, in whole chunks (what is added at the end, and what is no number, is -inf).
+void allow(const float* logits, const float* bias, int32_t count, int32_t size, float* values) {
   const Vec none = broadcast(-std::numeric_limits<float>::infinity());
-  float* values = own.values.data();
   int32_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const Vec v = load(logits + i) + load(bias + i);
@@ -759,13 +792,12 @@ void allow(const float* logits, const float* bias, int32_t count, DrawBuffers& o
     const float v = logits[i] + bias[i];
     values[i] = v == v ? v : none[0];
   }
-  for (; i < static_cast<int32_t>(own.values.size()); ++i) values[i] = none[0];
+  for (; i < size; ++i) values[i] = none[0];
 }
 
-// The k best of values[0..count), best first, in two stages: at least k values reach the k-th largest of the chunks' peaks, so only chunks whose peak does
-// are looked at.
-void select(int32_t count, int32_t k, DrawBuffers& own) {
-  const float* values = own.values.data();
+// own.best = the k best of values[0..count), best first, in two stages: at least k values reach the k-th largest of the chunks' peaks, so only chunks whose
+// peak does are looked at. `values` are own.values, or as many.
+void select(const float* values, int32_t count, int32_t k, DrawBuffers& own) {
   own.best.clear();
   const int32_t chunks = static_cast<int32_t>(own.values.size()) / kChunk;
   float threshold = -std::numeric_limits<float>::infinity();
@@ -802,6 +834,7 @@ double log_sum_exp(const float* values, int32_t count) {
   }
   float peak = largest(most);
   for (; i < count; ++i) peak = std::max(peak, values[i]);
+  if (peak == -std::numeric_limits<float>::infinity()) return peak;
   double total = 0;
   for (i = 0; i + kChunk <= count; i += kChunk) {  // floats add up over a chunk only
     Vec part = exponential(load(values + i) - peak);
@@ -828,6 +861,31 @@ void penalize(const Row& row, const uint8_t* seen, int32_t count, float* values)
   for (; i < count; ++i) one(i);
 }
 
+// How many of the best ones top-p leaves: up to the one with which their share reaches it.
+size_t nucleus(const std::vector<Scored>& best, float top_p) {
+  if (!(top_p < 1.0f)) return best.size();
+  double total = 0, before = 0;
+  for (const Scored& scored : best) total += std::exp(scored.value - best[0].value);
+  for (size_t i = 0; i < best.size(); ++i) {
+    if (i && before >= top_p) return i;
+    before += std::exp(best[i].value - best[0].value) / total;
+  }
+  return best.size();
+}
+
+// The token to stand at `position`: an exact draw among the first `kept`; the only one of a row without a draw.
+int32_t chosen(const std::vector<Scored>& best, size_t kept, int64_t key, int64_t position) {
+  if (kept == 1) return best[0].token_id;
+  const uint64_t at_position = mixed(key + (position + 1) * kGolden);
+  size_t chosen = 0;
+  double best_score = -std::numeric_limits<double>::infinity();
+  for (size_t i = 0; i < kept; ++i) {
+    const double score = best[i].value + gumbel(at_position, best[i].token_id);
+    if (score > best_score) best_score = score, chosen = i;
+  }
+  return best[chosen].token_id;
+}
+
 // The token that is given for this row, and its log-probability among all tokens.
 void force_row(const Draw& draw, int64_t r, const float* logits, int32_t vocabulary) {
   Row& row = draw.rows[r];
@@ -844,7 +902,7 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   if (row.is_forced) return force_row(draw, r, logits, vocabulary);
   uint8_t* seen = draw.seen + r * vocabulary;
   float* values = own.values.data();
-  allow(logits, draw.bias, vocabulary, own);
+  allow(logits, draw.bias, vocabulary, static_cast<int32_t>(own.values.size()), values);
   if (row.has_bias)
     for (int32_t i = 0; i < vocabulary; ++i) values[i] += draw.row_bias[r * vocabulary + i];
   row.position += 1;
@@ -855,25 +913,10 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   }
   const double normalizer = row.wants_logprob ? log_sum_exp(values, vocabulary) : 0;
   if (row.keeps_seen) penalize(row, seen, vocabulary, values);
-  select(vocabulary, row.top_k, own);
+  select(values, vocabulary, row.top_k, own);
   for (Scored& scored : own.best) scored.value /= row.temperature;
-  size_t kept = own.best.size();
-  if (row.top_p < 1.0f) {
-    double total = 0, before = 0;
-    for (const Scored& scored : own.best) total += std::exp(scored.value - own.best[0].value);
-    for (size_t i = 0; i < kept; ++i) {
-      if (i && before >= row.top_p) kept = i;
-      else before += std::exp(own.best[i].value - own.best[0].value) / total;
-    }
-  }
-  const uint64_t at_position = mixed(row.key + (row.position + 1) * kGolden);
-  size_t chosen = 0;
-  double best_score = -std::numeric_limits<double>::infinity();
-  for (size_t i = 0; i < kept && !row.is_greedy; ++i) {
-    const double score = own.best[i].value + gumbel(at_position, own.best[i].token_id);
-    if (score > best_score) best_score = score, chosen = i;
-  }
-  const int32_t token_id = own.best[chosen].token_id;
+  const size_t kept = row.is_greedy ? 1 : nucleus(own.best, row.top_p);
+  const int32_t token_id = chosen(own.best, kept, row.key, row.position);
   row.token_id = token_id;
   draw.token_ids[r] = token_id;
   if (row.keeps_seen && (seen[token_id] & kMaxCount) < kMaxCount) seen[token_id] += 1;
@@ -881,6 +924,228 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   draw.logprobs[r] =
       row.wants_logprob ? static_cast<float>(logits[token_id] + draw.bias[token_id] + own_bias - normalizer) : 0.0f;
 }
+
+// ---- drawing among branches -----------------------------------------------------------------------------------------
+
+// What came of it; mirrored in native/branches.py. kUnsound: a logit is no number. kForbidden: biases leave nothing that spells what was typed.
+// kExhausted: all that may come was excluded.
+enum Outcome : int32_t { kNoMemory = 0, kDrawn = 1, kUnsound = 2, kForbidden = 3, kExhausted = 4 };
+
+// generation/first_draw.py says what is drawn, and has the same in numpy.
+class BranchTree {
+ public:
+  // `size` is that of a line: the vocabulary in whole chunks.
+  void begin(const FirstDraw& ask, int32_t vocabulary, int32_t size) {
+    ask_ = &ask, vocabulary_ = vocabulary, size_ = size;
+    if (nodes_.size() < static_cast<size_t>(ask.num_branches)) nodes_.resize(ask.num_branches);
+    for (int64_t b = 0; b < ask.num_branches; ++b) nodes_[b].line.resize(size), nodes_[b].taken.clear();
+  }
+
+  // What can be told of one branch alone; threads divide the branches.
+  void weigh(int64_t b, DrawBuffers& own) {
+    const FirstDraw& ask = *ask_;
+    const Branch& branch = ask.branches[b];
+    Node& node = nodes_[b];
+    node.is_sound = is_finite(ask.logits + branch.slot * ask.logits_stride);
+    const bool is_all = branch.cover < 0;
+    float* scores = is_all ? node.line.data() : own.values.data();
+    allow_all(b, scores);
+    bool is_asked = !is_all && branch.is_way;
+    for (int64_t c = b + 1; c < ask.num_branches; ++c) is_asked |= ask.branches[c].head_parent == b;
+    node.norm = is_asked ? log_sum_exp(scores, size_) : kUnknown;
+    node.covered = 0;
+    if (!is_all && branch.is_way) {
+      cover(branch, scores, node);
+      node.covered = log_sum_exp(node.line.data(), size_) - node.norm;
+    }
+    if (ask.penalty != 1.0f) {
+      auto penalize = [&](int64_t begin, int64_t end) {  // of a token that comes twice once
+        for (int64_t i = begin; i < end; ++i) {
+          const float value = allowed(b, ask.ids[i]);
+          scores[ask.ids[i]] = value > 0 ? value / ask.penalty : value * ask.penalty;
+        }
+      };
+      penalize(0, ask.num_prompt), penalize(branch.path, branch.path_end);
+    }
+    if (ask.temperature != 1.0f)
+      for (int32_t i = 0; i < size_; i += kLanes) store(scores + i, load(scores + i) / ask.temperature);
+    for (int64_t c = b + 1; c < ask.num_branches; ++c)
+      if (ask.branches[c].parent == b) nodes_[c].score_before = scores[ask.branches[c].token_id];
+    if (!is_all) {
+      node.score_norm = log_sum_exp(scores, size_);
+      cover(branch, scores, node);
+    }
+    double removed = kNone;
+    auto remove = [&](int64_t token_id) {
+      float& score = node.line[token_id];
+      removed = log_add_exp(removed, score), score = kNone;
+    };
+    for (int64_t i = branch.excluded; i < branch.excluded_end; ++i) remove(ask.ids[i]);
+    for (int64_t c = b + 1; c < ask.num_branches; ++c)
+      if (ask.branches[c].parent == b) remove(ask.branches[c].token_id);
+    node.total = log_sum_exp(node.line.data(), size_), node.kept = 0;
+    if (is_all) node.score_norm = log_add_exp(node.total, removed);
+  }
+
+  // Fills in what was asked for; after all branches are weighed.
+  Outcome draw(DrawBuffers& own) {
+    const FirstDraw& ask = *ask_;
+    for (int64_t b = 0; b < ask.num_branches; ++b)
+      if (!nodes_[b].is_sound) return kUnsound;
+    for (int64_t b = 0; b < ask.num_branches; ++b) reach(b);
+    total_ = total();
+    if (!std::isfinite(total_) && ask.num_biases) return kForbidden;
+    for (int64_t b = ask.num_branches - 1; b >= 0; --b) settle(b);
+    for (int64_t n = 0; n < ask.num_samples; ++n) {
+      if (nodes_[0].total == kNone) give_back();
+      if (nodes_[0].total == kNone) return kExhausted;
+      go_down(n, own);
+      if (ask.must_differ) take(ask.branch_of[n], ask.token_ids[n]);
+    }
+    return kDrawn;
+  }
+
+ private:
+  struct Node {
+    std::vector<float> line;  // scores at the request's temperature of what may come, -inf for the rest
+    double total, score_norm;  // of the line, and of the scores of all tokens: logarithms of their sums
+    double norm, covered, reached;  // of the logits
+    float score_before;  // of the branch's token_id where it parts from its parent
+    std::vector<std::pair<int64_t, float>> taken;  // tokens that an earlier sample went on with, and their scores
+    std::vector<Scored> best;
+    size_t kept;  // of `best`; 0 before they are looked for
+    bool is_sound;
+  };
+  static constexpr float kNone = -std::numeric_limits<float>::infinity();
+  static constexpr double kExact = 1e-3;  // a smaller share is not told by taking the rest away
+  static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
+  static double log_add_exp(double a, double b) {
+    const double most = std::max(a, b);
+    return most == kNone ? most : most + std::log1p(std::exp(std::min(a, b) - most));
+  }
+
+  bool is_finite(const float* logits) const {
+    Vec zeros{};  // what is no finite number gives none here either
+    int32_t i = 0;
+    for (; i + kLanes <= vocabulary_; i += kLanes) zeros += load(logits + i) - load(logits + i);
+    float zero = sum(zeros);
+    for (; i < vocabulary_; ++i) zero += logits[i] - logits[i];
+    return zero == 0;
+  }
+
+  bool is_end(int64_t token_id) const {
+    return token_id == ask_->end_id || std::find(std::begin(ask_->end_ids), std::end(ask_->end_ids), token_id) != std::end(ask_->end_ids);
+  }
+
+  // values [size]: the logits after a branch with biases and bans; `allowed` is one of them.
+  void allow_all(int64_t b, float* values) const {
+    const FirstDraw& ask = *ask_;
+    allow(ask.logits + ask.branches[b].slot * ask.logits_stride, ask.bias, vocabulary_, size_, values);
+    for (int64_t i = 0; i < ask.num_biases; ++i) values[ask.bias_ids[i]] += ask.biases[i];
+    if (ask.branches[b].may_end) return;
+    if (ask.end_id >= 0) values[ask.end_id] = kNone;
+    for (const int64_t end_id : ask.end_ids)
+      if (end_id >= 0) values[end_id] = kNone;
+  }
+  float allowed(int64_t b, int64_t token_id) const {
+    const FirstDraw& ask = *ask_;
+    if (!ask.branches[b].may_end && is_end(token_id)) return kNone;
+    float value = ask.logits[ask.branches[b].slot * ask.logits_stride + token_id] + ask.bias[token_id];
+    for (int64_t i = 0; i < ask.num_biases; ++i)
+      if (ask.bias_ids[i] == token_id) value += ask.biases[i];
+    return value;
+  }
+
+  // node.line = values of the tokens that may follow, -inf for the rest.
+  void cover(const Branch& branch, const float* values, Node& node) const {
+    std::fill(node.line.begin(), node.line.end(), kNone);
+    for (int64_t i = branch.cover; i < branch.cover_end; ++i) node.line[ask_->ids[i]] = values[ask_->ids[i]];
+  }
+
+  // Log-probabilities from what was typed on.
+  void reach(int64_t b) {
+    const Branch& branch = ask_->branches[b];
+    Node& node = nodes_[b];
+    node.reached = 0;
+    if (branch.head_parent < 0) return;
+    const Node& before = nodes_[branch.head_parent];
+    node.reached = before.reached + allowed(branch.head_parent, branch.head_id) - before.norm + branch.given;
+    node.covered += node.reached;
+  }
+
+  // Of all that spells what was typed, excluded or not.
+  double total() const {
+    double total = kNone;
+    for (int64_t b = 0; b < ask_->num_branches; ++b)
+      if (ask_->branches[b].is_way && !std::isnan(nodes_[b].covered)) total = log_add_exp(total, nodes_[b].covered);
+    return total;
+  }
+
+  // After its children.
+  void settle(int64_t b) {
+    for (int64_t c = b + 1; c < ask_->num_branches; ++c) {
+      const Branch& child = ask_->branches[c];
+      if (child.parent != b) continue;
+      const double mass = std::isfinite(nodes_[c].score_norm) ? nodes_[c].total - nodes_[c].score_norm : kNone;
+      replace(nodes_[b], child.token_id, nodes_[c].score_before + static_cast<float>(child.rest + mass));
+    }
+  }
+
+  // Puts another score into a line and its total.
+  void replace(Node& node, int64_t token_id, float score) {
+    const float old = std::exchange(node.line[token_id], score);
+    if (old == score) return;
+    node.kept = 0;
+    const double others = old == kNone ? 1 : -std::expm1(old - node.total);  // their share of the total
+    node.total = others > kExact ? log_add_exp(node.total + std::log(others), score) : log_sum_exp(node.line.data(), size_);
+  }
+
+  void go_down(int64_t n, DrawBuffers& own) {
+    const FirstDraw& ask = *ask_;
+    for (int64_t b = 0, next; b >= 0; b = next) {
+      Node& node = nodes_[b];
+      if (!node.kept) {
+        select(node.line.data(), vocabulary_, ask.top_k, own);
+        node.best = own.best, node.kept = nucleus(node.best, ask.top_p);
+      }
+      const int32_t token_id = chosen(node.best, node.kept, ask.keys[n], ask.branches[b].position);
+      next = -1;
+      for (int64_t c = b + 1; c < ask.num_branches; ++c)
+        if (ask.branches[c].parent == b && ask.branches[c].token_id == token_id) next = c;
+      if (next < 0) answer(n, b, token_id, own);
+    }
+  }
+
+  void answer(int64_t n, int64_t b, int64_t token_id, DrawBuffers& own) {
+    Node& node = nodes_[b];
+    if (std::isnan(node.norm)) {
+      allow_all(b, own.values.data());
+      node.norm = log_sum_exp(own.values.data(), size_);
+    }
+    ask_->branch_of[n] = b, ask_->token_ids[n] = token_id;
+    ask_->logprobs[n] = node.reached + allowed(b, token_id) - node.norm - total_;
+  }
+
+  // Nobody else goes on so.
+  void take(int64_t b, int64_t token_id) {
+    nodes_[b].taken.push_back({token_id, nodes_[b].line[token_id]});
+    replace(nodes_[b], token_id, kNone);
+    while ((b = ask_->branches[b].parent) >= 0) settle(b);
+  }
+
+  void give_back() {
+    for (int64_t b = ask_->num_branches - 1; b >= 0; --b) {
+      for (const auto& [token_id, score] : nodes_[b].taken) replace(nodes_[b], token_id, score);
+      nodes_[b].taken.clear(), settle(b);
+    }
+  }
+
+  const FirstDraw* ask_ = nullptr;
+  int32_t vocabulary_ = 0, size_ = 0;
+  double total_ = 0;
+  std::vector<Node> nodes_;
+};
 
 }  // namespace
 
@@ -939,6 +1204,17 @@ class Model {
       for (int64_t r = mine.begin; r < mine.end; ++r) draw_row(draw, r, shape_.vocabulary, draw_buffers_[index]);
     };
     team_.run(job, is_together_);  // as the pass before it
+  }
+
+  // Throws std::bad_alloc before anything is drawn.
+  Outcome draw_first(const FirstDraw& ask) {
+    tree_.begin(ask, shape_.vocabulary, static_cast<int32_t>(draw_buffers_[0].values.size()));
+    auto job = [&](int index) {
+      const Share mine = share(ask.num_branches, index, team_.size());
+      for (int64_t b = mine.begin; b < mine.end; ++b) tree_.weigh(b, draw_buffers_[index]);
+    };
+    team_.run(job, is_together_ && ask.num_branches > 1);
+    return tree_.draw(draw_buffers_[0]);
   }
 
   // One copy after the other; threads divide the heads.
@@ -1194,6 +1470,7 @@ class Model {
   Activations hidden_, x_, mixed_, inner_;
   std::vector<std::vector<float>> scores_;
   std::vector<DrawBuffers> draw_buffers_;
+  BranchTree tree_;
 };
 
 extern "C" {
@@ -1226,6 +1503,13 @@ int32_t promptgen_forward(Model* model, const Cache* cache, Pass* pass) {
   }
 }
 void promptgen_draw(Model* model, const Draw* draw) { model->draw(*draw); }
+int32_t promptgen_draw_first(Model* model, const FirstDraw* ask) {
+  try {
+    return model->draw_first(*ask);
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+}
 void promptgen_copy(Model* model, const Cache* cache, const Copy* copies, int64_t count) { model->copy(*cache, copies, count); }
 // How many threads the last pass took.
 int32_t promptgen_threads(const Model* model) { return model->num_threads(); }

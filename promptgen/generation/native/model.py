@@ -7,15 +7,19 @@ import hashlib
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from promptgen.generation.first_draw import draw_among
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape, Weights
+from promptgen.generation.native.branches import EXHAUSTED, FORBIDDEN, FirstDraw
 from promptgen.generation.native.compiler import KernelsUnavailable
-from promptgen.generation.steps import NO_TOKEN, Copy, Precision, PromptTokens
+from promptgen.generation.request import GenerationRequest
+from promptgen.generation.steps import NO_TOKEN, Copy, Pick, Precision, PromptTokens
 
 _CODES: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _VECTOR = 16  # widths must be whole vectors
@@ -70,6 +74,9 @@ class Kernels:
         self.draw = self._library.promptgen_draw
         self.draw.argtypes = [c_void_p, c_void_p]
         self.draw.restype = None
+        self.draw_first = self._library.promptgen_draw_first
+        self.draw_first.argtypes = [c_void_p, c_void_p]
+        self.draw_first.restype = c_int32
         self.copy = self._library.promptgen_copy
         self.copy.argtypes = [c_void_p, c_void_p, c_void_p, c_int64]
         self.copy.restype = None
@@ -217,6 +224,18 @@ class NativeGpt2:
         if not is_finite.all():
             token_ids[~is_finite] = NO_TOKEN
         return token_ids.tolist(), self._logprobs[:num_rows].tolist()
+
+    def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
+        """Raises MemoryError when there is no room for the branches."""
+        if request.distinct_first or request.sampling.is_greedy:  # nothing is drawn
+            return draw_among(self._memory, request, samples, slots)
+        asked = FirstDraw(self._memory, request, samples, slots)
+        outcome = self._kernels.draw_first(self._with_threads(), asked.address)
+        if outcome == FORBIDDEN:  # what stands there already is no word to forbid
+            return self.draw_first(replace(request, bias=()), samples, slots)
+        if outcome == EXHAUSTED:  # rare
+            return draw_among(self._memory, request, samples, slots)
+        return asked.picks(outcome)
 
 
 def _order(shape: Gpt2Shape) -> list[str]:

@@ -363,12 +363,12 @@ class CandidateSet:
         assert text.candidate is not None
         self._num_open -= 1
         self._paths.append(text.path)
-        text.candidate = replace(text.candidate, index=index)
         if self._text.choices:
             piece = self._text.choices[index]
-            text.candidate = replace(text.candidate, completion=piece)
-        elif not self._text.want_logprobs:
-            text.candidate = replace(text.candidate, logprob=None)
+            text.candidate = replace(text.candidate, index=index, completion=piece)
+        else:
+            logprob = text.candidate.logprob if self._text.want_logprobs else None
+            text.candidate = replace(text.candidate, index=index, logprob=logprob)
         shown: list[Shown] = [self._piece(index, piece)] if piece else []
         shown.append(Finished(index, text.candidate))
         loser = None if self._text.choices else self._loser(index, text.candidate)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.noise import sequence_key
-from promptgen.generation.request import GenerationRequest
+from promptgen.generation.request import Branch, GenerationRequest
 from promptgen.generation.steps import Copy
 
 NOT_A_TOKEN = float("-inf")
@@ -63,7 +63,7 @@ class Memory:
 
     keys, values   [layers, slots, heads, window, head_dim] float32; steps whose cache type is bfloat16 fill the front half of each
                    [window, head_dim]
-    rows           [max_rows] of ROW
+    rows           [max_rows] of ROW; `row_bytes` [max_rows, bytes] are the same, which are copied sooner
     logits         [slots, vocabulary padded] float32: after a step, those of the last token of each slot
     bias           [vocabulary] float32, -inf for what is never drawn
     seen           [max_rows, vocabulary]: IN_PROMPT + times drawn, kept up for rows with a penalty
@@ -83,6 +83,10 @@ class Memory:
         cache = (shape.layers, slots, shape.heads, shape.window, shape.head_dim)
         self.keys, self.values = self._zeros(cache, "cache"), self._zeros(cache, "cache")
         self.rows = np.zeros(max_rows, ROW)
+        self.row_bytes = self.rows.view(np.uint8).reshape(max_rows, ROW.itemsize)
+        self._columns: dict[str, NDArray[Any]] = {
+            name: self.rows[name] for name in ("token_id", "position", "key", "end_from")
+        }
         self.logits = self._zeros((slots, padded), "float32")
         self.bias = self._zeros((shape.vocabulary,), "float32")
         self.bias[list(banned_ids)] = NOT_A_TOKEN
@@ -123,13 +127,26 @@ class Memory:
             array[[a, b]] = array[[b, a]]
         self.num_changes += 1
 
-    def start_rows(self, request: GenerationRequest, slot: int, first_row: int, samples: range) -> Copy:
-        """Rows first_row... become the `samples` of a request whose prompt stands in `slot`. Returns what is left to be copied for them."""
-        length, sampling = len(request.prompt_ids), request.sampling
+    def start_rows(
+        self,
+        request: GenerationRequest,
+        slot: int,
+        first_row: int,
+        samples: range,
+        branch: Branch | None = None,
+        token_ids: Sequence[int] = (),
+    ) -> Copy:
+        """Rows first_row... become the `samples` of a request whose prompt, with the path of a `branch` after it, stands in `slot`. They draw
+        their first tokens, unless these are given. Returns what is left to be copied for them."""
+        prompt_ids, min_new_tokens, sampling = request.prompt_ids, request.min_new_tokens, request.sampling
+        if branch is not None:
+            prompt_ids = (*prompt_ids, *branch.path_ids)
+            min_new_tokens = max(0, min_new_tokens - branch.num_new)
+        length = len(prompt_ids)
         rows = slice(first_row, first_row + len(samples))
         if sampling.keeps_seen:
             self.seen[rows] = 0
-            self.seen[rows, list(request.prompt_ids)] = IN_PROMPT
+            self.seen[rows, list(prompt_ids)] = IN_PROMPT
         if request.bias:
             self.row_bias[rows] = 0
             for token_id, bias in request.bias:
@@ -141,8 +158,8 @@ class Memory:
             0,
             length - 1,
             0,
-            beginning_of(request),
-            NEVER if request.ignore_end else length + request.min_new_tokens,
+            beginning_of(prompt_ids, request.salt),
+            NEVER if request.ignore_end else length + min_new_tokens,
             1.0 if greedy else sampling.temperature,
             sampling.top_p if 0 < sampling.top_p < 1 else 1.0,
             sampling.repetition_penalty,
@@ -157,26 +174,30 @@ class Memory:
             sampling.keeps_seen,
             request.num_top,
         )
-        self.rows["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
+        self._columns["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
+        spelled_ids = branch.spelled_ids if branch is not None else ()
+        for row, token_id in enumerate(token_ids, first_row):
+            self._place(row, token_id, is_new=token_id not in spelled_ids, keeps_seen=sampling.keeps_seen)
         self.num_changes += 1
         return Copy(slot, first_row, length, len(samples))
 
-    def place_token(self, row: int, token_id: int, *, is_new: bool) -> None:
-        """A row that was just started has its first token, drawn elsewhere. One that is not new only spells what was typed."""
-        self.rows[row]["position"] += 1
-        self.rows[row]["end_from"] += not is_new
-        self.rows[row]["token_id"] = token_id
-        if self.rows[row]["keeps_seen"]:
+    def _place(self, row: int, token_id: int, *, is_new: bool, keeps_seen: bool) -> None:
+        """The first token of a row that was just started. One that is not new only spells what was typed."""
+        self._columns["position"][row] += 1
+        self._columns["token_id"][row] = token_id
+        if not is_new:
+            self._columns["end_from"][row] += 1
+        if keeps_seen:
             self.seen[row, token_id] += 1 if is_new else IN_PROMPT & ~self.seen[row, token_id]
 
 
-def beginning_of(request: GenerationRequest) -> int:
+def beginning_of(prompt_ids: Sequence[int], salt: str) -> int:
     """A number that requests with the same prompt share, and no others; those of another `salt` have another one.
 
     Steps that compute one row for all that stand after the same tokens know them by it (native/kernels.cpp goes on with it, token by token). The key is
     the process's own, so that nobody can look for a prompt that passes for another.
     """
-    said = np.array(request.prompt_ids, np.int32).tobytes() + request.salt.encode()
+    said = np.array(prompt_ids, np.int32).tobytes() + salt.encode()
     return int.from_bytes(blake2b(said, digest_size=8, key=_KEY).digest()) or 1
 
 

@@ -7,7 +7,6 @@ each row alone, so that only the guilty fail.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -33,12 +32,12 @@ class Runner:
     def run(self, plan: Plan) -> StepResult:
         """Raises what moving and copying raise: after that nothing in the rows can be trusted."""
         self._arrange(plan)
-        rows = self._memory.rows[: plan.num_continuing].copy()
+        rows = self._memory.row_bytes[: plan.num_continuing].copy()
         try:
             return self._compute(plan)
         except Exception:
             _log.exception("a step of %d rows failed; each of its parts is tried alone", plan.num_rows)
-        self._memory.rows[: plan.num_continuing] = rows  # a draw may have been half done
+        self._memory.row_bytes[: plan.num_continuing] = rows  # a draw may have been half done
         self._memory.num_changes += 1
         return compute_apart(self._memory, self.steps, plan, self._pick)
 
@@ -100,18 +99,11 @@ class Runner:
         if picks[0].token_id == NO_TOKEN:
             return picks
         row, copies = join.first_row, list[Copy]()
-        for branch, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
-            drawn = list(alike)
+        for index, alike in groupby(zip(join.samples, picks, strict=True), key=lambda pair: pair[1].branch):
+            drawn, branch = list(alike), request.branches[index]
             samples = range(drawn[0][0], drawn[0][0] + len(drawn))
-            way = request.branches[branch]
-            after = replace(
-                request,
-                prompt_ids=(*request.prompt_ids, *way.path_ids),
-                min_new_tokens=max(0, request.min_new_tokens - way.num_new),
-            )
-            copies.append(memory.start_rows(after, join.branch_slots[branch], row, samples))
-            for _, pick in drawn:
-                memory.place_token(row, pick.token_id, is_new=pick.token_id not in way.spelled_ids)
-                row += 1
+            token_ids = [pick.token_id for _, pick in drawn]
+            copies.append(memory.start_rows(request, join.branch_slots[index], row, samples, branch, token_ids))
+            row += len(drawn)
         self.steps.copy(copies)
         return picks

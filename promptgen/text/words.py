@@ -37,7 +37,8 @@ _RUN = re.compile(
     r"|(?P<mark>\S)"
 )
 _SPECIAL = re.compile(r"(\[(?:SEP|CLS|MASK|PAD|UNK)\])")
-_PLAIN_ASCII = re.compile(r"[ -~]*")
+# Printable ASCII, Han and the marks of Chinese text: nothing of it is dropped or taken apart.
+_PLAIN = re.compile("[ -~\u2014\u2018-\u201d\u2026\u3001\u3002\u3008-\u3011\u4e00-\u9fff\uff01-\uff5e]*")
 
 
 class Kind(Enum):
@@ -53,11 +54,13 @@ def clean(text: str) -> str:
     As BERT's basic tokenizer does; what decomposition leaves apart (Hangul) is composed again. Special tokens keep
     their capitals.
     """
-    return "".join(part if part in SPECIAL_TOKENS else _clean_plain(part) for part in _SPECIAL.split(text))
+    if "[" not in text:
+        return _clean_part(text)
+    return "".join(part if part in SPECIAL_TOKENS else _clean_part(part) for part in _SPECIAL.split(text))
 
 
-def _clean_plain(text: str) -> str:
-    if _PLAIN_ASCII.fullmatch(text):
+def _clean_part(text: str) -> str:
+    if _PLAIN.fullmatch(text):
         return text.lower()
     kept = "".join(
         " " if c.isspace() else c

@@ -257,9 +257,8 @@ def test_a_moved_row_takes_counts_and_ends_along() -> None:
     memory = new_memory(shape_of(VOCABULARY), max_rows=2, num_prompt_slots=1)
     request = GenerationRequest(STANDING, 1, 4, Sampling(presence_penalty=1, seed=8), num_top=3, end_ids=(5, 6))
     memory.start_rows(request, 2, 0, range(1))
-    memory.place_token(0, 3, is_new=True)
-    memory.place_token(0, 5, is_new=False)
-    memory.place_token(0, 7, is_new=False)
+    for token_id, is_new in ((3, True), (5, False), (7, False)):
+        memory._place(0, token_id, is_new=is_new, keeps_seen=True)
     memory.move_row(0, 1)
     assert memory.rows[1]["end_ids"].tolist() == [5, 6, -1, -1]
     assert (memory.rows[1]["num_top"], memory.rows[1]["keeps_seen"]) == (3, 1)

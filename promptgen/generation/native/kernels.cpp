@@ -680,7 +680,7 @@ struct Draw {
   const float* row_bias;   // [rows, vocabulary], for rows that have one
   const int32_t* forced;   // [rows, window]: the token to stand at each position, for rows that are forced
   int64_t window, end_id;
-  int32_t* token_ids;
+  int32_t* token_ids;      // -1 where nothing could be drawn
   float* logprobs;
 };
 
@@ -886,12 +886,16 @@ int32_t chosen(const std::vector<Scored>& best, size_t kept, int64_t key, int64_
   return best[chosen].token_id;
 }
 
+// The token, or -1 if its logit is no finite number: nothing better was there.
+int32_t proven(const float* logits, int32_t token_id) { return std::isfinite(logits[token_id]) ? token_id : -1; }
+
 // The token that is given for this row, and its log-probability among all tokens.
 void force_row(const Draw& draw, int64_t r, const float* logits, int32_t vocabulary) {
   Row& row = draw.rows[r];
   row.position += 1;
   const int32_t token_id = draw.forced[r * draw.window + row.position];
-  row.token_id = draw.token_ids[r] = token_id;
+  row.token_id = token_id;
+  draw.token_ids[r] = proven(logits, token_id);
   draw.logprobs[r] = row.wants_logprob ? static_cast<float>(logits[token_id] - log_sum_exp(logits, vocabulary)) : 0.0f;
 }
 
@@ -918,7 +922,7 @@ void draw_row(const Draw& draw, int64_t r, int32_t vocabulary, DrawBuffers& own)
   const size_t kept = row.is_greedy ? 1 : nucleus(own.best, row.top_p);
   const int32_t token_id = chosen(own.best, kept, row.key, row.position);
   row.token_id = token_id;
-  draw.token_ids[r] = token_id;
+  draw.token_ids[r] = proven(logits, token_id);
   if (row.keeps_seen && (seen[token_id] & kMaxCount) < kMaxCount) seen[token_id] += 1;
   const float own_bias = row.has_bias ? draw.row_bias[r * vocabulary + token_id] : 0.0f;
   draw.logprobs[r] =

@@ -19,7 +19,7 @@ from promptgen.generation.modelfile import Gpt2Shape, Weights
 from promptgen.generation.native.branches import EXHAUSTED, FORBIDDEN, FirstDraw
 from promptgen.generation.native.compiler import KernelsUnavailable
 from promptgen.generation.request import GenerationRequest
-from promptgen.generation.steps import NO_TOKEN, Copy, Pick, Precision, PromptTokens
+from promptgen.generation.steps import Copy, Pick, Precision, PromptTokens
 
 _CODES: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _VECTOR = 16  # widths must be whole vectors
@@ -155,7 +155,6 @@ class NativeGpt2:
         self._cache = _Cache(memory.keys.ctypes.data, memory.values.ctypes.data, memory.keys.shape[1])
         self._token_ids: NDArray[np.int32] = np.zeros(len(memory.rows), np.int32)
         self._logprobs: NDArray[np.float32] = np.zeros(len(memory.rows), np.float32)
-        self._slots: NDArray[np.int64] = np.arange(len(memory.rows))
         stride = memory.logits.shape[1]
         rows, logits = memory.rows.ctypes.data, memory.logits.ctypes.data
         self._pass = _Pass(rows=rows, logits=logits, logits_stride=stride)
@@ -217,13 +216,7 @@ class NativeGpt2:
         if num_continuing < num_rows:
             draw.prompt_slots = prompt_slots.ctypes.data
         self._kernels.draw(self._with_threads(), self._draw_at)
-        token_ids, slots = self._token_ids[:num_rows], self._slots[:num_rows]
-        if num_continuing < num_rows:
-            slots = np.concatenate([slots[:num_continuing], prompt_slots])
-        is_finite = np.isfinite(self._memory.logits[slots, token_ids])
-        if not is_finite.all():
-            token_ids[~is_finite] = NO_TOKEN
-        return token_ids.tolist(), self._logprobs[:num_rows].tolist()
+        return self._token_ids[:num_rows].tolist(), self._logprobs[:num_rows].tolist()
 
     def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
         """Raises MemoryError when there is no room for the branches."""

@@ -91,6 +91,7 @@ class CandidateText:
         self.logprob = 0.0
         self.path = Path()
         self.is_stopped = False
+        self.reason: FinishReason = "length"
         self.candidate: Candidate | None = None
 
     def push(self, token_id: int, logprob: float) -> str:
@@ -117,9 +118,8 @@ class CandidateText:
         """The tokens whose text has been shown since the last time, for a candidate that says what they are."""
         return () if self._log is None else self._log.take(sum(map(len, self._shown)))
 
-    def finish(
-        self, reason: FinishReason, *, end_logprob: float | None = None, end_id: int | None = None, with_logprob: bool
-    ) -> str:
+    def finish(self, reason: FinishReason, end_logprob: float | None = None, end_id: int | None = None) -> str:
+        """Returns the last piece. `end_logprob` and `end_id` if a token ended it there."""
         if self._log is not None and end_id is not None:
             self._log.end(end_id, end_logprob or 0.0, self._detokenizer)
         piece = "" if self.is_stopped else self._show(self._detokenizer.finish())
@@ -131,17 +131,22 @@ class CandidateText:
             piece += self._release(len(self._held) if cut is None else cut)
         if end_logprob is not None:  # 0.0 where nothing else could come
             self.path.end_logprob, self.path.end_id = end_logprob, end_id
-        num_scored = len(self.path.token_ids) - max(0, self.path.num_head - 1) + (end_logprob is not None)
-        completion = "".join(self._shown)
-        self.candidate = Candidate(
-            completion,
+        self.reason = reason
+        return piece
+
+    def told(self, index: int, *, with_logprob: bool, with_score: bool, completion: str | None = None) -> Candidate:
+        """The candidate, once it is finished; its text is `completion` if that is given."""
+        path, said = self.path, "".join(self._shown)
+        num_scored = len(path.token_ids) - max(0, path.num_head - 1) + (path.end_logprob is not None)
+        return Candidate(
+            said if completion is None else completion,
             self.num_tokens,
             self.logprob if with_logprob else None,
-            reason,
-            (self.logprob + (end_logprob or 0.0)) / max(1, num_scored) if with_logprob else None,
-            tokens=() if self._log is None else self._log.all(len(completion)),
+            self.reason,
+            (self.logprob + (path.end_logprob or 0.0)) / max(1, num_scored) if with_score else None,
+            index,
+            () if self._log is None else self._log.all(len(said)),
         )
-        return piece
 
     def _leave_out(self, piece: str) -> str:
         """The piece without what was typed already."""
@@ -359,16 +364,17 @@ class CandidateSet:
         text = self._texts[index]
         if text.is_stopped:
             self._needless.append(self._sample_of[index])
-        piece = text.finish(reason, end_logprob=end_logprob, end_id=end_id, with_logprob=self._with_logprobs)
-        assert text.candidate is not None
+        piece = text.finish(reason, end_logprob, end_id)
         self._num_open -= 1
         self._paths.append(text.path)
-        if self._text.choices:
-            piece = self._text.choices[index]
-            text.candidate = replace(text.candidate, index=index, completion=piece)
-        else:
-            logprob = text.candidate.logprob if self._text.want_logprobs else None
-            text.candidate = replace(text.candidate, index=index, logprob=logprob)
+        choice = self._text.choices[index] if self._text.choices else None
+        piece = piece if choice is None else choice
+        text.candidate = text.told(
+            index,
+            with_logprob=self._text.want_logprobs or choice is not None,
+            with_score=self._with_logprobs,
+            completion=choice,
+        )
         shown: list[Shown] = [self._piece(index, piece)] if piece else []
         shown.append(Finished(index, text.candidate))
         loser = None if self._text.choices else self._loser(index, text.candidate)

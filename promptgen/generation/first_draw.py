@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ Line = NDArray[np.float32]  # [V]
 CHUNK = 64  # scores of which the best is looked at first
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a branch hangs: `parent` is the branch that it goes on from with `token_id`, `rest` the log-probability of the tokens after that
     one; `head_parent` and `head_id` are the last step of its way that spells what was typed, `given` the log-probability of all after it.
     -1 for the first."""
@@ -48,11 +48,13 @@ def places_of(branches: Many[Branch]) -> list[Place]:
         if not path:
             places.append(Place())
             continue
-        given = (branch.path_logprobs or ())[1:]
-        head = path[: len(path) - len(given)]
-        near = next(n for n in range(len(path) - 1, -1, -1) if path[:n] in index_of)
-        rest = sum(given[len(given) - (len(path) - near - 1) :]) if near + 1 < len(path) else 0.0
-        places.append(Place(index_of[path[:near]], path[near], rest, index_of[head[:-1]], head[-1], sum(given)))
+        near = len(path) - 1
+        while path[:near] not in index_of:
+            near -= 1
+        given = branch.path_logprobs[1:] if branch.path_logprobs else ()
+        head = len(path) - len(given) - 1
+        rest = sum(given[near - head :]) if given else 0.0
+        places.append(Place(index_of[path[:near]], path[near], rest, index_of[path[:head]], path[head], sum(given)))
     return places
 
 

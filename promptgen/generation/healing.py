@@ -43,7 +43,7 @@ class Healer:
 
     def heal(self, prompt: str, prompt_ids: tuple[int, ...]) -> Healed | None:
         """None where nothing can be unfinished. `prompt_ids` are those of the whole prompt, after the begin token."""
-        unfinished = self._beginnings.unfinished(prompt)
+        unfinished = self._beginnings.unfinished(prompt, prompt_ids[1:])
         if unfinished is None:
             return None
         if not unfinished.rest:

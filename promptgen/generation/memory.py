@@ -11,6 +11,7 @@ import contextlib
 import math
 import mmap
 import secrets
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
@@ -123,8 +124,8 @@ class Memory:
 
     def swap_rows(self, a: int, b: int) -> None:
         """Exchanges what two rows are drawn with; their keys, values and logits stay where they are."""
-        for array in (self.rows, self.seen, self.row_bias, self.forced):
-            array[[a, b]] = array[[b, a]]
+        for each in (self.rows, self.seen, self.row_bias, self.forced):
+            each[[a, b]] = each[[b, a]]
         self.num_changes += 1
 
     def start_rows(
@@ -197,7 +198,7 @@ def beginning_of(prompt_ids: Sequence[int], salt: str) -> int:
     Steps that compute one row for all that stand after the same tokens know them by it (native/kernels.cpp goes on with it, token by token). The key is
     the process's own, so that nobody can look for a prompt that passes for another.
     """
-    said = np.array(prompt_ids, np.int32).tobytes() + salt.encode()
+    said = array("i", prompt_ids).tobytes() + salt.encode()
     return int.from_bytes(blake2b(said, digest_size=8, key=_KEY).digest()) or 1
 
 

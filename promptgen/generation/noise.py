@@ -8,6 +8,7 @@ numpy's uint64 for a few tokens, in generation/torch_noise.py for rows of candid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+@lru_cache(4096)
 def sequence_key(seed: int, sample: int) -> int:
     """The key of one candidate, signed 64-bit."""
     return signed(mix(mix(seed + GOLDEN) + (sample + 1) * GOLDEN))

@@ -209,7 +209,9 @@ class PromptCache:
         beginning = token_ids[:0]
         for prompt in self._alike.get(_shelf(token_ids, salt), {}).values():
             own = prompt.token_ids
-            if prompt.num_read < longest or own[:longest] != beginning or not prompt.num_read:
+            if prompt.num_read < longest or not prompt.num_read:
+                continue
+            if longest and (own[longest - 1] != beginning[-1] or own[:longest] != beginning):
                 continue
             shared, end = longest, min(prompt.num_read, len(token_ids))  # nothing shorter counts
             while shared < end and own[shared] == token_ids[shared]:

@@ -7,7 +7,7 @@ within a word, and whole words are kept apart.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -85,15 +85,14 @@ class WordBeginnings:
         inner_ids = {i for t, i in named if _is_inner(t)}
         self.outer_ids: NDArray[np.int64] = np.array([i for i in range(tokenizer.size) if i not in inner_ids], np.int64)
 
-    def unfinished(self, prompt: str) -> Unfinished | None:
-        """None where the prompt cannot be within a word."""
+    def unfinished(self, prompt: str, ids: Sequence[int]) -> Unfinished | None:
+        """None where the prompt, which is encoded as `ids`, cannot be within a word."""
         cleaned = clean(prompt)
-        tokens = self._tokenizer.tokenize(cleaned)
-        if not tokens:
+        if not ids:
             return None
         if cleaned.endswith(" "):
-            return Unfinished(len(tokens), cleaned, "")
-        kind, run = list(runs(cleaned))[-1]
+            return Unfinished(len(ids), cleaned, "")
+        *_, (kind, run) = runs(cleaned)
         if kind is Kind.SPECIAL or (kind is Kind.SPACED and len(run) > MAX_SPACED_RUN):
             return None
         spaced = kind is Kind.SPACED
@@ -108,7 +107,7 @@ class WordBeginnings:
         number = max(n for n, start in enumerate(starts) if start <= begin)
         rest = run[starts[number] :]
         is_inner = spaced and _is_inner(own[number])
-        return Unfinished(len(tokens) - len(own) + number, cleaned[: len(cleaned) - len(rest)], rest, is_inner)
+        return Unfinished(len(ids) - len(own) + number, cleaned[: len(cleaned) - len(rest)], rest, is_inner)
 
     def table(self, unfinished: Unfinished, num_spelled: int) -> PieceTable:
         """Tokens that may come when `num_spelled` characters of the rest stand already."""
@@ -126,9 +125,8 @@ class ByteBeginnings:
         self._bytes = [tokenizer.bytes_of(i) for i in range(tokenizer.size)]
         self.outer = PieceTable((piece, i) for i, piece in enumerate(self._bytes) if piece and i not in hidden)
 
-    def unfinished(self, prompt: str) -> Unfinished | None:
+    def unfinished(self, prompt: str, ids: Sequence[int]) -> Unfinished | None:
         data = prompt.encode("utf-8", "ignore")
-        ids = self._tokenizer.encode(prompt)
         starts = [0, *accumulate(len(self._bytes[i]) for i in ids)]
         if not ids or starts.pop() != len(data) or b"".join(self._bytes[i] for i in ids) != data:
             return None

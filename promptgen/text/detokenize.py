@@ -57,6 +57,12 @@ class TextJoiner:
         if ends_with_space:
             self._pending, self._blank, self._last = "", True, _Class.DENSE
 
+    def fork(self) -> TextJoiner:
+        """Another one in the same state."""
+        other = TextJoiner.__new__(TextJoiner)
+        other.__dict__.update(self.__dict__)
+        return other
+
     def push(self, token: str) -> str:
         """Returns the text that `token` adds, "" while it only adds white space that may still vanish."""
         if token == "[PAD]":

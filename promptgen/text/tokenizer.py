@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from copy import copy
 from math import log
 from multiprocessing import get_context
 from os import cpu_count
@@ -196,8 +195,8 @@ class _WordDetokenizer:
         )
 
     def fork(self) -> _WordDetokenizer:
-        other = copy(self)
-        other._joiner = copy(self._joiner)
+        other = _WordDetokenizer.__new__(_WordDetokenizer)
+        other._tokens, other._joiner = self._tokens, self._joiner.fork()
         return other
 
     def push(self, token_id: int) -> str:
@@ -209,7 +208,8 @@ class _WordDetokenizer:
 
 def _last_word(tokenizer: BertWordTokenizer, prompt: str) -> list[str]:
     """The token that decides whether a space follows the prompt. What the vocabulary lacks stands in the text all the same."""
-    last = tokenizer.tokenize(prompt[-MAX_SPACED_RUN - 1 :])[-1:]
+    *_, run = ("", *(run for _, run in runs(clean(prompt[-MAX_SPACED_RUN - 1 :]))))
+    last = tokenizer.tokenize(run)[-1:]
     return [prompt.rstrip()[-1]] if last and last[0] in SPECIAL_TOKENS else last
 
 

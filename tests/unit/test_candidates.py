@@ -48,7 +48,7 @@ def shown_by(pieces: list[str], stops: tuple[str, ...], rest: str = "") -> tuple
         shown.append(text.push(token_id, -1.0))
         if text.is_stopped:
             break
-    shown.append(text.finish("stop" if text.is_stopped else "length", with_logprob=False))
+    shown.append(text.finish("stop" if text.is_stopped else "length"))
     return shown, text
 
 
@@ -58,8 +58,11 @@ def cut_before(text: str, stops: tuple[str, ...]) -> str:
 
 def completion_of(pieces: list[str], stops: tuple[str, ...], rest: str = "") -> str:
     _, text = shown_by(pieces, stops, rest)
-    assert text.candidate is not None
-    return text.candidate.completion
+    return said(text)
+
+
+def said(text: CandidateText) -> str:
+    return text.told(0, with_logprob=False, with_score=False).completion
 
 
 @pytest.mark.parametrize(
@@ -118,9 +121,8 @@ def test_joined_pieces_are_the_completion_and_hold_no_stop(
     pieces: list[str], stops: tuple[str, ...], rest: str
 ) -> None:
     shown, text = shown_by(pieces, stops, rest)
-    assert text.candidate is not None
-    assert "".join(shown) == text.candidate.completion
-    assert not any(stop in text.candidate.completion for stop in stops)
+    assert "".join(shown) == said(text)
+    assert not any(stop in said(text) for stop in stops)
 
 
 def tokens(sample: int, *words: str) -> list[Event]:

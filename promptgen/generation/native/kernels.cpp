@@ -690,7 +690,6 @@ struct Branch {
   int64_t slot, position;
   int64_t parent, token_id;           // the branch it goes on from, and with which token; -1 for the first one
   int64_t head_parent, head_id;       // the last step of its way that spells what was typed
-  double given, rest;                 // log-probability of the tokens after that, and of those after token_id
   int64_t cover, cover_end;           // tokens that may follow; -1 for all
   int64_t excluded, excluded_end;     // and of those the ones that may not
   int64_t path, path_end;
@@ -701,6 +700,7 @@ struct Branch {
 struct FirstDraw {
   int64_t num_branches, num_samples, num_prompt, num_biases;
   const Branch* branches;
+  const double *given, *rest;  // of each branch: log-probability of the tokens after head_id, and of those after token_id
   const int64_t* ids;     // those of the prompt first
   const float* logits;
   int64_t logits_stride;
@@ -1074,7 +1074,7 @@ class BranchTree {
     node.reached = 0;
     if (branch.head_parent < 0) return;
     const Node& before = nodes_[branch.head_parent];
-    node.reached = before.reached + allowed(branch.head_parent, branch.head_id) - before.norm + branch.given;
+    node.reached = before.reached + allowed(branch.head_parent, branch.head_id) - before.norm + ask_->given[b];
     node.covered += node.reached;
   }
 
@@ -1092,7 +1092,7 @@ class BranchTree {
       const Branch& child = ask_->branches[c];
       if (child.parent != b) continue;
       const double mass = std::isfinite(nodes_[c].score_norm) ? nodes_[c].total - nodes_[c].score_norm : kNone;
-      replace(nodes_[b], child.token_id, nodes_[c].score_before + static_cast<float>(child.rest + mass));
+      replace(nodes_[b], child.token_id, nodes_[c].score_before + static_cast<float>(ask_->rest[c] + mass));
     }
   }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+from array import array
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,7 @@ class NativeGpt2:
             token_ids=self._token_ids.ctypes.data,
             logprobs=self._logprobs.ctypes.data,
         )
+        self._first = FirstDraw(memory)
         self._cache_at, self._pass_at, self._draw_at = byref(self._cache), byref(self._pass), byref(self._draw)
 
     def __del__(self) -> None:
@@ -205,8 +208,8 @@ class NativeGpt2:
 
     def copy(self, copies: Sequence[Copy]) -> None:
         if copies:
-            listed = np.array(copies, np.int32)
-            self._kernels.copy(self._with_threads(), self._cache_at, listed.ctypes.data, len(listed))
+            listed = array("i", chain.from_iterable(copies))
+            self._kernels.copy(self._with_threads(), self._cache_at, listed.buffer_info()[0], len(copies))
 
     def draw(
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
@@ -222,13 +225,13 @@ class NativeGpt2:
         """Raises MemoryError when there is no room for the branches."""
         if request.distinct_first or request.sampling.is_greedy:  # nothing is drawn
             return draw_among(self._memory, request, samples, slots)
-        asked = FirstDraw(self._memory, request, samples, slots)
-        outcome = self._kernels.draw_first(self._with_threads(), asked.address)
+        self._first.fill(request, samples, slots)
+        outcome = self._kernels.draw_first(self._with_threads(), self._first.address)
         if outcome == FORBIDDEN:  # what stands there already is no word to forbid
             return self.draw_first(replace(request, bias=()), samples, slots)
         if outcome == EXHAUSTED:  # rare
             return draw_among(self._memory, request, samples, slots)
-        return asked.picks(outcome)
+        return self._first.picks(outcome)
 
 
 def _order(shape: Gpt2Shape) -> list[str]:

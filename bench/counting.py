@@ -93,17 +93,19 @@ class Meter:
 
     def _counted(self, plan: Plan) -> StepResult:
         rows = self._scheduler.rows
-        self._of.update(sequence.request_id for sequence in rows[: plan.num_continuing])
+        running = Counter(sequence.request_id for sequence in rows[: plan.num_continuing])
         owners = self._owners(plan)
         for stretch in plan.stretches:
             self._of[owners[stretch.slot]] += len(stretch.token_ids)
             self._read += len(stretch.token_ids)
-        self._fed += plan.num_continuing
         self._first += plan.num_rows - plan.num_continuing
-        self._steps += 1
         started = time.perf_counter()
         result = self._run(plan)
         self._step_s += time.perf_counter() - started
+        num_steps = 1 + len(result.earlier)
+        self._fed += plan.num_continuing * num_steps
+        self._steps += num_steps
+        self._of.update({request_id: number * num_steps for request_id, number in running.items()})
         return result
 
     def _owners(self, plan: Plan) -> dict[int, int]:

@@ -136,7 +136,12 @@ class Engine:
         failed_rows = result.failed_rows
         if failed_rows:
             self._runner.wipe(failed_rows)  # before another row moves there
-        events = self._scheduler.update(
+        events = [
+            event
+            for token_ids, logprobs in result.earlier
+            for event in self._scheduler.update(plan, token_ids, logprobs)
+        ]
+        events += self._scheduler.update(
             plan, result.token_ids, result.logprobs, result.picks, result.tops, result.failed_slots
         )
         if self._scheduler.distrusted:
@@ -145,7 +150,7 @@ class Engine:
         if failed_rows or result.failed_slots:
             self._prove()
         events += failures
-        self._num_steps += 1
+        self._num_steps += 1 + len(result.earlier)
         self._num_prompt_tokens += sum(len(stretch.token_ids) for stretch in plan.stretches)
         self._num_reused_tokens += plan.num_reused
         self._num_shared_tokens += result.num_shared

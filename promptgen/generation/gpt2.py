@@ -22,7 +22,7 @@ from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Weights
 from promptgen.generation.request import GenerationRequest
 from promptgen.generation.sampler import draw_rows
-from promptgen.generation.steps import Copy, Pick, Precision, PromptTokens
+from promptgen.generation.steps import NO_TOKENS, NOTHING_TO_READ, Copy, Pick, Precision, PromptTokens
 
 Linear = Callable[[Tensor], Tensor]  # [M, in] -> [M, out]
 
@@ -149,6 +149,10 @@ class EagerGpt2:
         self, num_rows: int, num_continuing: int, prompt_slots: NDArray[np.int32]
     ) -> tuple[list[int], list[float]]:
         return draw_rows(self._memory, np.concatenate([np.arange(num_continuing), prompt_slots]))
+
+    def advance(self, num_rows: int, most: int) -> list[tuple[list[int], list[float]]]:
+        self.forward(num_rows, NOTHING_TO_READ)
+        return [self.draw(num_rows, num_rows, NO_TOKENS)]
 
     def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
         return draw_among(self._memory, request, samples, slots)

@@ -60,6 +60,9 @@ class Runner:
 
     def _compute(self, plan: Plan) -> StepResult:
         memory = self._memory
+        if plan.num_steps > 1:
+            *earlier, (token_ids, logprobs) = self.steps.advance(plan.num_rows, plan.num_steps)
+            return StepResult(token_ids, logprobs, [], num_shared=self.steps.num_shared, earlier=earlier)
         prompts = NOTHING_TO_READ
         if plan.stretches:
             prompts = PromptTokens.of([(s.slot, s.start, s.token_ids, s.is_last) for s in plan.stretches])

@@ -112,7 +112,7 @@ class Plan:
     token for each of `num_rows` rows.
 
     The first `num_continuing` rows were running already; the last `num_picked` draw from branches. `has_tops` when a row wants to know the
-    likeliest tokens.
+    likeliest tokens. Where nobody waits, up to `num_steps` steps may be made before anybody is asked again.
     """
 
     keeps: tuple[Copy, ...]
@@ -126,6 +126,7 @@ class Plan:
     num_reused: int = 0  # prompt tokens that were found in the cache
     num_picked: int = 0
     has_tops: bool = False
+    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ class StepResult:
     """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows, `tops` the
     likeliest tokens of rows that want to know.
 
-    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read. `num_shared` rows got what another one got.
+    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read. `num_shared` rows got what another one got. Of several steps
+    these are the tokens of the last one, and `earlier` those of the others, which ended no row.
     """
 
     token_ids: list[int]
@@ -142,6 +144,7 @@ class StepResult:
     tops: Tops = field(default_factory=dict)
     failed_slots: frozenset[int] = frozenset()
     num_shared: int = 0
+    earlier: list[tuple[list[int], list[float]]] = field(default_factory=list)
 
     @property
     def failed_rows(self) -> list[int]:
@@ -168,7 +171,6 @@ class Scheduler:
         self._num_promised = 0  # slots for branches of prompts that are being read
         self.num_recalled = 0  # tokens that an earlier draw gave
         self._num_with_top = 0  # rows whose likeliest tokens are told
-        self._steady: Plan | None = None
         self.is_held = False  # nothing new is started; what is being read or runs goes on
 
     @property
@@ -204,17 +206,11 @@ class Scheduler:
         if not (self.waiting or self._reading or self._joining or self._resuming):
             if not self.rows:
                 return Plan(keeps, (), (), (), (), (), 0, 0) if keeps else None
+            num_steps = 1 if self._num_with_top else min(sequence.num_left for sequence in self.rows)
             has_tops = self._num_with_top > 0
-            if (
-                not (keeps or moves)
-                and self._steady is not None
-                and self._steady.num_rows == num_continuing
-                and self._steady.has_tops == has_tops
-            ):
-                return self._steady  # as most steps are
-            plan = Plan(keeps, moves, (), (), (), (), num_continuing, num_continuing, has_tops=has_tops)
-            self._steady = None if keeps or moves else plan
-            return plan
+            return Plan(
+                keeps, moves, (), (), (), (), num_continuing, num_continuing, has_tops=has_tops, num_steps=num_steps
+            )
         copies: list[Copy] = []
         num_reused = self._resume(copies) + (0 if self.is_held else self._start(copies)) + self._branch(copies)
         stretches = self._read(max(MIN_READ, MAX_PASS - num_continuing) if self.rows else MAX_READ)

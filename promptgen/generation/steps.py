@@ -73,7 +73,7 @@ class Steps(Protocol):
 
     @property
     def num_shared(self) -> int:
-        """Rows of the last pass that were not computed: another one stands after the same tokens, and they got what it got."""
+        """Rows of the last passes that were not computed: another one stands after the same tokens, and they got what it got."""
 
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         """Feeds rows 0..num_rows-1 their next token, each at its position, and reads prompt tokens into their slots.
@@ -92,6 +92,10 @@ class Steps(Protocol):
         The first `num_continuing` rows draw from their own logits, row num_continuing + i from those of prompt_slots[i]. A logit that is no
         number counts as -inf; a row whose token has no finite logit gets NO_TOKEN.
         """
+
+    def advance(self, num_rows: int, most: int) -> list[tuple[list[int], list[float]]]:
+        """Several times `forward` and `draw` for rows 0..num_rows-1, all of which were running: what each step drew, of `most` steps at most and one at
+        least. Only the last one draws what may end a row."""
 
     def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
         """Draws the first token of each sample among the branches of a request, whose logits stand in `slots` (generation/first_draw.py).

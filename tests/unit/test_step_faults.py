@@ -23,7 +23,7 @@ from promptgen.generation.request import (
     Sampling,
     TokenEvent,
 )
-from promptgen.generation.steps import NO_TOKEN, Copy, Pick, PromptTokens, Steps
+from promptgen.generation.steps import NO_TOKEN, NO_TOKENS, NOTHING_TO_READ, Copy, Pick, PromptTokens, Steps
 from tests.conftest import StepsFactory, random_weights
 
 SHAPE = Gpt2Shape(vocabulary=50, window=32, width=32, layers=2, heads=2, inner=64, epsilon=1e-5)
@@ -64,6 +64,10 @@ class Faulty:
             self.memory.rows["position"][:num_rows] += 1  # half done
             raise MemoryError
         return self.inner.draw(num_rows, num_continuing, prompt_slots)
+
+    def advance(self, num_rows: int, most: int) -> list[tuple[list[int], list[float]]]:
+        self.forward(num_rows, NOTHING_TO_READ)
+        return [self.draw(num_rows, num_rows, NO_TOKENS)]
 
     def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
         return self.inner.draw_first(request, samples, slots)

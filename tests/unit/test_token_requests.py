@@ -128,7 +128,9 @@ def test_a_plan_says_whether_a_row_wants_alternatives(engine: Engine, monkeypatc
     short = GenerationRequest(PROMPT, 1, 3, Sampling(seed=1), ignore_end=True, num_top=2, want_logprobs=True)
     long = GenerationRequest(PROMPT, 1, 9, Sampling(seed=1), ignore_end=True)
     run(engine, short, long)
-    assert [plan.has_tops for plan in plans if plan.num_rows] == [True] * 3 + [False] * 6
+    has_tops = [plan.has_tops for plan in plans if plan.num_rows]
+    assert has_tops[:3] == [True] * 3
+    assert set(has_tops[3:]) == {False}  # several steps may be of one plan
     engine.add(9, short)
     engine.step()
     engine.cancel(9)

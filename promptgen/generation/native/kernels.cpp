@@ -684,6 +684,16 @@ struct Draw {
   float* logprobs;
 };
 
+// Several steps, each a pass over the rows and a draw: `most`, but no further once `seconds` have passed, or something was drawn that may end a row. In
+// turn `token_ids` and `logprobs` [most, rows] get what each step drew; `num_steps` were made.
+struct Advance {
+  int64_t most;
+  double seconds;
+  int32_t* token_ids;
+  float* logprobs;
+  int64_t num_steps, num_shared;
+};
+
 // A branch of a request, which `generation/first_draw.py` tells about: `slot` has the logits after it, `position` is where the next token stands. Ranges
 // are in FirstDraw::ids. Mirrored by BRANCH in native/branches.py.
 struct Branch {
@@ -1210,6 +1220,26 @@ class Model {
     team_.run(job, is_together_);  // as the pass before it
   }
 
+  // Throws std::bad_alloc before anything is computed.
+  void advance(const Cache& cache, Pass& pass, Draw draw, Advance& made) {
+    const auto start = std::chrono::steady_clock::now();
+    for (made.num_steps = made.num_shared = 0; made.num_steps < made.most;) {
+      draw.token_ids = made.token_ids + made.num_steps * draw.num_rows;
+      draw.logprobs = made.logprobs + made.num_steps * draw.num_rows;
+      try {
+        forward(cache, pass);
+      } catch (const std::bad_alloc&) {
+        if (!made.num_steps) throw;
+        return;  // the next call will tell
+      }
+      this->draw(draw);
+      made.num_steps += 1, made.num_shared += pass.num_shared;
+      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > made.seconds) return;
+      for (int64_t r = 0; r < draw.num_rows; ++r)
+        if (may_end(draw, r)) return;
+    }
+  }
+
   // Throws std::bad_alloc before anything is drawn.
   Outcome draw_first(const FirstDraw& ask) {
     tree_.begin(ask, shape_.vocabulary, static_cast<int32_t>(draw_buffers_[0].values.size()));
@@ -1254,6 +1284,12 @@ class Model {
       places_[at] = static_cast<int32_t>(tokens_of_pass_.size());
     }
     tokens_of_pass_.push_back({row.token_id, row.position, slot, row.beginning, -1});
+  }
+
+  // Whether the token that was drawn for a row ends it, or is none.
+  static bool may_end(const Draw& draw, int64_t r) {
+    const int32_t token_id = draw.token_ids[r], *ends = draw.rows[r].end_ids;
+    return token_id < 0 || token_id == draw.end_id || std::find(ends, ends + 4, token_id) != ends + 4;
   }
 
   static constexpr int64_t kSmallCopy = 1 << 18;  // bytes that one thread copies sooner than it wakes another
@@ -1501,6 +1537,14 @@ Model* promptgen_open(const Shape* shape, const float* const* tensors, int32_t p
 int32_t promptgen_forward(Model* model, const Cache* cache, Pass* pass) {
   try {
     model->forward(*cache, *pass);
+    return 1;
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+int32_t promptgen_advance(Model* model, const Cache* cache, Pass* pass, const Draw* draw, Advance* made) {
+  try {
+    model->advance(*cache, *pass, *draw, *made);
     return 1;
   } catch (const std::bad_alloc&) {
     return 0;

@@ -7,7 +7,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,8 @@ from promptgen.generation.steps import Copy, Pick, Precision, PromptTokens
 
 _CODES: dict[Precision, int] = {"float32": 0, "bfloat16": 1, "int8": 2}
 _VECTOR = 16  # widths must be whole vectors
+MOST_STEPS = 16  # made in one call
+BURST_S = 0.0005  # after which no further step is begun in it
 
 
 class _Shape(Structure):
@@ -58,6 +60,15 @@ class _Draw(Structure):
     ]
 
 
+class _Advance(Structure):
+    _fields_ = [
+        ("most", c_int64),
+        ("seconds", c_double),
+        *((name, c_void_p) for name in ("token_ids", "logprobs")),
+        *((name, c_int64) for name in ("num_steps", "num_shared")),
+    ]
+
+
 class Kernels:
     """A loaded library. `precisions` are those that this machine computes fast."""
 
@@ -76,6 +87,9 @@ class Kernels:
         self.draw = self._library.promptgen_draw
         self.draw.argtypes = [c_void_p, c_void_p]
         self.draw.restype = None
+        self.advance = self._library.promptgen_advance
+        self.advance.argtypes = [c_void_p] * 5
+        self.advance.restype = c_int32
         self.draw_first = self._library.promptgen_draw_first
         self.draw_first.argtypes = [c_void_p, c_void_p]
         self.draw_first.restype = c_int32
@@ -155,8 +169,8 @@ class NativeGpt2:
             )
         self._memory = memory
         self._cache = _Cache(memory.keys.ctypes.data, memory.values.ctypes.data, memory.keys.shape[1])
-        self._token_ids: NDArray[np.int32] = np.zeros(len(memory.rows), np.int32)
-        self._logprobs: NDArray[np.float32] = np.zeros(len(memory.rows), np.float32)
+        self._token_ids: NDArray[np.int32] = np.zeros((MOST_STEPS, len(memory.rows)), np.int32)
+        self._logprobs: NDArray[np.float32] = np.zeros((MOST_STEPS, len(memory.rows)), np.float32)
         stride = memory.logits.shape[1]
         rows, logits = memory.rows.ctypes.data, memory.logits.ctypes.data
         self._pass = _Pass(rows=rows, logits=logits, logits_stride=stride)
@@ -174,16 +188,16 @@ class NativeGpt2:
             logprobs=self._logprobs.ctypes.data,
         )
         self._first = FirstDraw(memory)
+        self._advance = _Advance(
+            seconds=BURST_S, token_ids=self._token_ids.ctypes.data, logprobs=self._logprobs.ctypes.data
+        )
+        self._advance_at = byref(self._advance)
+        self.num_shared = 0
         self._cache_at, self._pass_at, self._draw_at = byref(self._cache), byref(self._pass), byref(self._draw)
 
     def __del__(self) -> None:
         if getattr(self, "_model", None) and os.getpid() == self._process:  # a fork has none of the threads to wait for
             self._kernels.close(self._model)
-
-    @property
-    def num_shared(self) -> int:
-        """Rows of the last pass that got what another one got."""
-        return int(self._pass.num_shared)
 
     @property
     def num_threads_used(self) -> int:
@@ -205,6 +219,21 @@ class NativeGpt2:
             step.slots, step.last = prompts.slots.ctypes.data, prompts.last.ctypes.data
         if not self._kernels.forward(model, self._cache_at, self._pass_at):
             raise MemoryError(f"no memory for a pass of {num_rows} rows and {step.num_read} prompt tokens")
+        self.num_shared = int(step.num_shared)
+
+    def advance(self, num_rows: int, most: int) -> list[tuple[list[int], list[float]]]:
+        """Raises MemoryError when there is no room for the activations of so many rows."""
+        step, draw, made = self._pass, self._draw, self._advance
+        step.num_rows, step.num_read, step.num_last = num_rows, 0, 0
+        draw.num_rows = draw.num_continuing = num_rows
+        made.most = min(most, MOST_STEPS)
+        asked = self._cache_at, self._pass_at, self._draw_at, self._advance_at
+        if not self._kernels.advance(self._with_threads(), *asked):
+            raise MemoryError(f"no memory for a pass of {num_rows} rows")
+        self.num_shared, number = int(made.num_shared), int(made.num_steps)
+        token_ids = self._token_ids.ravel()[: number * num_rows].reshape(number, num_rows).tolist()
+        logprobs = self._logprobs.ravel()[: number * num_rows].reshape(number, num_rows).tolist()
+        return list(zip(token_ids, logprobs, strict=True))
 
     def copy(self, copies: Sequence[Copy]) -> None:
         if copies:
@@ -219,7 +248,7 @@ class NativeGpt2:
         if num_continuing < num_rows:
             draw.prompt_slots = prompt_slots.ctypes.data
         self._kernels.draw(self._with_threads(), self._draw_at)
-        return self._token_ids[:num_rows].tolist(), self._logprobs[:num_rows].tolist()
+        return self._token_ids[0, :num_rows].tolist(), self._logprobs[0, :num_rows].tolist()
 
     def draw_first(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> list[Pick]:
         """Raises MemoryError when there is no room for the branches."""

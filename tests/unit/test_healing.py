@@ -24,6 +24,7 @@ from promptgen.generation.steps import PromptTokens
 from promptgen.text.bytepair import BytePairTokenizer
 from promptgen.text.tokenizer import BertWordTokenizer
 from promptgen.text.vocabulary import Vocabulary
+from tests.conftest import StepsFactory
 
 WORDS = ["高", "血", "压", "力", "高血", "高血压", "血压", "压力", "要", "注", "意", "注意", "要注意", "，"]
 LATIN = [
@@ -47,7 +48,7 @@ LATIN = [
 TOKENIZER = BertWordTokenizer(Vocabulary.of(["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", *WORDS, *LATIN]))
 IDS = TOKENIZER.vocabulary.ids
 HEALER = Healer(TOKENIZER)
-SHAPE = Gpt2Shape(vocabulary=TOKENIZER.size, window=32, width=16, layers=1, heads=2, inner=64, epsilon=1e-5)
+SHAPE = Gpt2Shape(vocabulary=TOKENIZER.size, window=32, width=32, layers=1, heads=2, inner=64, epsilon=1e-5)
 PLAIN = Sampling(top_k=0)
 
 
@@ -120,17 +121,17 @@ def test_long_beginnings_have_a_bounded_number_of_branches() -> None:
 class Small:
     """A random model that can be asked for any probability, and an engine over it."""
 
-    def __init__(self, words: tuple[str, ...] = ()) -> None:
+    def __init__(self, make_steps: StepsFactory = EagerGpt2, words: tuple[str, ...] = ()) -> None:
         """Only `words` are ever drawn, if some are named."""
         banned = TOKENIZER.banned_ids
         if words:
             banned = tuple(i for i in range(TOKENIZER.size) if TOKENIZER.vocabulary.tokens[i] not in words)
         generator = torch.Generator().manual_seed(3)
         weights = {
-            name: (0.5 * torch.randn(size, generator=generator)).numpy() for name, size in SHAPE.tensors().items()
+            name: (0.35 * torch.randn(size, generator=generator)).numpy() for name, size in SHAPE.tensors().items()
         }
         self.memory = Memory(SHAPE, max_rows=16, num_prompt_slots=32, banned_ids=banned, end_id=TOKENIZER.end_id)
-        self.steps = EagerGpt2(self.memory, weights)
+        self.steps = make_steps(self.memory, weights)
         self.engine = Engine(self.memory, self.steps)
         other = Memory(SHAPE, max_rows=1, num_prompt_slots=1, banned_ids=banned, end_id=TOKENIZER.end_id)
         self._oracle, self._oracle_memory = EagerGpt2(other, weights), other
@@ -168,13 +169,13 @@ class Small:
 
 
 @pytest.fixture(scope="module")
-def small() -> Small:
-    return Small()
+def small(make_steps: StepsFactory) -> Small:
+    return Small(make_steps)
 
 
 @pytest.fixture(scope="module")
-def few_words() -> Small:
-    return Small(("高", "血", "压", "高血", "高血压", "血压", "[CLS]"))
+def few_words(make_steps: StepsFactory) -> Small:
+    return Small(make_steps, ("高", "血", "压", "高血", "高血压", "血压", "[CLS]"))
 
 
 def spellings(small: Small, prompt: str, rest: str) -> dict[str, float]:
@@ -255,8 +256,8 @@ def test_the_window_is_never_overrun(small: Small) -> None:
         assert {c.num_tokens for c in small.answer(request).candidates} == {SHAPE.window - num_prompt}
 
 
-def distribution(small: Small, prompt: str, length: int) -> dict[str, float]:
-    """Probability of every text of up to `length` tokens after a prompt."""
+def distribution(small: Small, prompt: str, length: int, temperature: float) -> dict[str, float]:
+    """Probability of every text of up to `length` tokens after a prompt, drawn at a temperature."""
     start = (TOKENIZER.begin_id, *TOKENIZER.encode(prompt))
     texts: Counter[str] = Counter()
     todo: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
@@ -265,7 +266,8 @@ def distribution(small: Small, prompt: str, length: int) -> dict[str, float]:
         if len(path) == length or path[-1:] == (TOKENIZER.end_id,):
             texts[said(prompt, path)] += p
             continue
-        following = small.probabilities((*start, *path))
+        following = small.probabilities((*start, *path)) ** (1 / temperature)
+        following = following / following.sum()
         todo += (((*path, token_id), p * following[token_id]) for token_id in np.flatnonzero(following).tolist())
     return dict(texts)
 
@@ -275,16 +277,19 @@ def said(prompt: str, ids: tuple[int, ...]) -> str:
     return "".join(detokenizer.push(token_id) for token_id in ids if token_id != TOKENIZER.end_id)
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_a_second_candidate_is_drawn_as_if_the_first_could_not_come(few_words: Small, length: int) -> None:
+@pytest.mark.parametrize(("length", "temperature"), [(1, 1.0), (2, 1.0), (2, 0.6), (3, 1.4)])
+def test_a_second_candidate_is_drawn_as_if_the_first_could_not_come(
+    few_words: Small, length: int, temperature: float
+) -> None:
     """Sampling without replacement: p(a) p(b) / (1 - p(a)), whether the second came at once or was drawn anew."""
     number = 1500
     counts: Counter[tuple[str, str]] = Counter()
     for seed in range(number):
-        asked = TextRequest("高血压", 2, length, Sampling(top_k=0, seed=seed), rank="none", heal=False)
+        sampling = Sampling(temperature, top_k=0, seed=seed)
+        asked = TextRequest("高血压", 2, length, sampling, rank="none", heal=False)
         first, second = few_words.answer(asked).candidates
         counts[first.completion, second.completion] += 1
-    p = distribution(few_words, "高血压", length)
+    p = distribution(few_words, "高血压", length, temperature)
     assert not any(a == b for a, b in counts)
     pairs = {(a, b): number * p[a] * p[b] / (1 - p[a]) for a in p for b in p if a != b}
     likely = [pair for pair, expected in pairs.items() if expected >= 8]
@@ -368,7 +373,7 @@ def test_a_first_word_that_was_withdrawn_does_not_make_another_come_twice(small:
     answer = small.answer(replace(asked, bad_words=(third,)))
     assert answer.num_redrawn == 1
     assert small.last is not None
-    ids = [text.path.token_ids[0] for text in small.last._texts if text.candidate is not None]
+    ids = [tuple(text.path.token_ids[:1]) for text in small.last._texts if text.candidate is not None]
     assert len(set(ids)) == len(ids)
 
 

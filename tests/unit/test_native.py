@@ -31,7 +31,7 @@ from promptgen.generation.native import compiler
 from promptgen.generation.native.compiler import KernelsUnavailable, compile_library, find_library
 from promptgen.generation.native.model import Kernels, NativeGpt2
 from promptgen.generation.request import FinishEvent, GenerationRequest, Sampling
-from promptgen.generation.steps import NOTHING_TO_READ, Copy, Precision, PromptTokens, Steps
+from promptgen.generation.steps import NO_TOKEN, NO_TOKENS, NOTHING_TO_READ, Copy, Precision, PromptTokens, Steps
 from promptgen.generation.upgrade import Upgrade, usable_threads
 from tests.conftest import new_memory, random_weights
 
@@ -612,3 +612,60 @@ def test_a_short_answer_costs_no_more_memory_than_its_positions() -> None:
     num_heads = 2 * shape.layers * 64 * shape.heads
     assert resident_bytes() - before < 2 * num_heads * os.sysconf("SC_PAGE_SIZE")
     assert not memory.keys[:, 64:].any()
+
+
+def test_several_steps_in_a_call_draw_what_single_ones_do(kernels: Kernels) -> None:
+    shape, num_rows, most = SHAPES["one vector"], 7, 12
+    request = GenerationRequest(
+        (2, 5), num_rows, 20, Sampling(1.3, 0, seed=4, repetition_penalty=1.2), True, end_ids=(9,)
+    )
+
+    def begin() -> tuple[Memory, NativeGpt2]:
+        memory = Memory(shape, max_rows=8, num_prompt_slots=2, banned_ids=(1,), end_id=3)
+        steps = steps_of(kernels, memory, "float32", 2)
+        steps.forward(0, PromptTokens.of([(8, 0, request.prompt_ids, True)]))
+        steps.copy([memory.start_rows(request, 8, 0, range(num_rows))])
+        steps.draw(num_rows, 0, np.full(num_rows, 8, np.int32))
+        return memory, steps
+
+    one, single = begin()
+    wanted, num_shared = [], 0
+    for _ in range(36):  # past ends, which are for others to see
+        single.forward(num_rows, NOTHING_TO_READ)
+        num_shared += single.num_shared
+        wanted.append(single.draw(num_rows, num_rows, NO_TOKENS))
+    other, several = begin()
+    several._advance.seconds = 60
+    given, shared = [], 0
+    while len(given) < len(wanted):
+        left = len(wanted) - len(given)
+        made = several.advance(num_rows, min(most, left))
+        shared += several.num_shared
+        ends = [bool({3, 9} & set(token_ids)) for token_ids, _ in made]
+        assert not any(ends[:-1])
+        assert ends[-1] or len(made) == min(most, left)
+        given += made
+    assert given == wanted
+    assert shared == num_shared
+    assert any({3, 9} & set(token_ids) for token_ids, _ in given)
+    assert np.array_equal(one.row_bytes, other.row_bytes)
+    assert np.array_equal(one.keys, other.keys)
+    assert np.array_equal(one.seen, other.seen)
+    several._advance.seconds = 0
+    assert len(several.advance(num_rows, 2)) == 1
+
+
+def test_a_row_that_draws_nothing_ends_a_call(kernels: Kernels) -> None:
+    memory = Memory(SHAPES["one vector"], max_rows=4, num_prompt_slots=1, banned_ids=(), end_id=-1)
+    steps = steps_of(kernels, memory, "float32")
+    request = GenerationRequest((1, 2), 4, 9, Sampling(seed=1), ignore_end=True)
+    steps.forward(0, PromptTokens.of([(4, 0, request.prompt_ids, True)]))
+    steps.copy([memory.start_rows(request, 4, 0, range(4))])
+    steps.draw(4, 0, np.full(4, 4, np.int32))
+    steps._advance.seconds = 60
+    assert len(steps.advance(4, 3)) == 3
+    memory.keys[:, 2] = np.nan
+    memory.rows["beginning"] = 0  # or another row would be computed for it
+    ((token_ids, _),) = steps.advance(4, 3)
+    assert token_ids[2] == NO_TOKEN
+    assert NO_TOKEN not in (token_ids[0], token_ids[1], token_ids[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from promptgen.errors import FileFault
 from promptgen.text.detokenize import join_text
 from promptgen.text.tokenizer import MAX_SPACED_RUN, BertWordTokenizer, BytePairTokenizer, load_tokenizer
 from promptgen.text.vocabulary import Vocabulary
-from promptgen.text.words import SPECIAL_TOKENS, clean, is_spaced
+from promptgen.text.words import _PLAIN, SPECIAL_TOKENS, clean, is_spaced
 from promptgen.training.lexicon import build_vocabulary
 
 SENTENCES = [
@@ -436,3 +437,12 @@ def test_other_kinds_of_tokenizer_json_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(FileFault, match="not byte-level BPE"):
         load_tokenizer(tmp_path)
+
+
+def test_plain_characters_are_those_that_the_clean_up_only_lower_cases() -> None:
+    """They take a short way: one at a time beside a character that does not."""
+    plain = [chr(code) for code in range(sys.maxunicode + 1) if _PLAIN.fullmatch(chr(code))]
+    assert {"a", "Z", " ", "~", "高", "，", "。", "“", "…", "Ａ"} <= set(plain)
+    assert clean("".join(plain) + "\0") == clean("".join(plain)) == "".join(plain).lower()
+    for char in plain:
+        assert clean(char + "\0") == clean(char) == char.lower()

@@ -274,7 +274,7 @@ class Pace {
   static constexpr double kShareLost = 0.005, kMostLost = 0.01;  // of the time; seconds: the next trial is two seconds of passes away at most
   static constexpr int kPause = 16;                              // passes between trials, at least
   static constexpr int kWaking = 3, kJudged = 5;                 // passes of a trial
-  static constexpr double kExact = 1e-3;  // a smaller share is not told by taking the rest away
+  static constexpr double kRounding = 1e-7, kExact = 1e-5;  // relative errors: of a sum, and of what is left when most of it is taken away
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
@@ -997,7 +997,7 @@ class BranchTree {
     for (int64_t i = branch.excluded; i < branch.excluded_end; ++i) remove(ask.ids[i]);
     for (int64_t c = b + 1; c < ask.num_branches; ++c)
       if (ask.branches[c].parent == b) remove(ask.branches[c].token_id);
-    node.total = log_sum_exp(node.line.data(), size_), node.kept = 0;
+    node.total = log_sum_exp(node.line.data(), size_), node.error = kRounding, node.kept = 0;
     if (is_all) node.score_norm = log_add_exp(node.total, removed);
   }
 
@@ -1023,6 +1023,7 @@ class BranchTree {
   struct Node {
     std::vector<float> line;  // scores at the request's temperature of what may come, -inf for the rest
     double total, score_norm;  // of the line, and of the scores of all tokens: logarithms of their sums
+    double error;  // of the total, at most
     double norm, covered, reached;  // of the logits
     float score_before;  // of the branch's token_id where it parts from its parent
     std::vector<std::pair<int64_t, float>> taken;  // tokens that an earlier sample went on with, and their scores
@@ -1031,7 +1032,7 @@ class BranchTree {
     bool is_sound;
   };
   static constexpr float kNone = -std::numeric_limits<float>::infinity();
-  static constexpr double kExact = 1e-3;  // a smaller share is not told by taking the rest away
+  static constexpr double kRounding = 1e-7, kExact = 1e-5;  // relative errors: of a sum, and of what is left when most of it is taken away
   static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 
   static double log_add_exp(double a, double b) {
@@ -1112,7 +1113,12 @@ class BranchTree {
     if (old == score) return;
     node.kept = 0;
     const double others = old == kNone ? 1 : -std::expm1(old - node.total);  // their share of the total
-    node.total = others > kExact ? log_add_exp(node.total + std::log(others), score) : log_sum_exp(node.line.data(), size_);
+    node.error /= others;
+    if (others > 0 && node.error < kExact) {
+      node.total = log_add_exp(node.total + std::log(others), score);
+    } else {
+      node.total = log_sum_exp(node.line.data(), size_), node.error = kRounding;
+    }
   }
 
   void go_down(int64_t n, DrawBuffers& own) {

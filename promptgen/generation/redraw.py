@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,8 +85,9 @@ def other_ways(
             nodes.append(roots[head])
         nodes += _add(path, roots[head], end_id)
     # Where all that come end, for they were long enough, nobody parts.
-    open_nodes = [node for node in nodes if node.probabilities and node.parting > 0]
-    likely = sorted(open_nodes, key=lambda node: -node.parting)[:max_nodes]
+    partings = [(node.parting, node) for node in nodes if node.probabilities]
+    best = sorted(partings, key=itemgetter(0), reverse=True)[:max_nodes]
+    likely = [node for parting, node in best if parting > 0]
     return (
         *(replace(way, excluded_ids=tuple(sorted(taken[way.path_ids]))) for way in ways),
         *(_branch(node, every_id) for node in sorted(_with_forks(nodes, likely), key=lambda node: node.at)),

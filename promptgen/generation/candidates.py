@@ -10,6 +10,7 @@ candidates in whatever order they end.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from promptgen.errors import ChoiceTooLong, ContextLengthExceeded, InvalidRequest
@@ -62,6 +63,8 @@ class Withdrawn:
 
 
 Shown = Piece | Finished | Withdrawn
+Orders = tuple[Sequence[GenerationRequest], Sequence[int]]
+NO_ORDERS: Orders = ((), ())
 
 
 class CandidateText:
@@ -104,7 +107,11 @@ class CandidateText:
             piece = self._leave_out(piece)
         is_new = bool(piece) or not is_head  # a token that only spells what was typed is none of the new ones
         self.num_tokens += is_new
-        self.path.add(token_id, logprob, is_head=is_head, is_new=is_new)
+        path = self.path
+        path.token_ids.append(token_id)
+        path.logprobs.append(logprob)
+        path.num_head += is_head
+        path.num_new += is_new
         if self._stops or self._ends_with_sentence:
             return self._show(piece)
         self._shown.append(piece)
@@ -276,12 +283,12 @@ class CandidateSet:
 
     def take(self, event: Event) -> list[Shown]:
         """What an event of this request adds. Events of a sample that is over already are ignored."""
-        if not isinstance(event, (TokenEvent, FinishEvent, TopEvent)):
+        if not isinstance(event, (TokenEvent, FinishEvent, TopEvent)):  # the first of them, as most are
             return []
         index = self._index_of.get(event.sample, -1)
         if index < 0 or (text := self._texts[index]).candidate is not None:
             return []
-        if isinstance(event, TokenEvent):  # as most are
+        if isinstance(event, TokenEvent):
             piece = text.push(event.token_id, event.logprob)
             is_shown = piece and not self._text.choices  # a choice is shown as it was sent, when it has been scored
             shown: list[Shown] = [self._piece(index, piece)] if is_shown else []
@@ -291,8 +298,10 @@ class CandidateSet:
             return []
         return self._finish(index, event.reason, event.logprob if event.reason == "stop" else None, event.token_id)
 
-    def take_orders(self) -> tuple[list[GenerationRequest], list[int]]:
+    def take_orders(self) -> Orders:
         """What to ask the engine further, and the samples that it may drop; each is told once."""
+        if not self._orders and not self._needless:
+            return NO_ORDERS
         orders = self._orders, self._needless
         self._orders, self._needless = [], []
         return orders

@@ -207,7 +207,9 @@ class PromptCache:
         best_rank = (0, False, False)
         longest = 0
         beginning = token_ids[:0]
-        for prompt in reversed(self._alike.get(_shelf(token_ids, salt), {}).values()):  # the newest are likely the nearest
+        for prompt in reversed(
+            self._alike.get(_shelf(token_ids, salt), {}).values()
+        ):  # the newest are likely the nearest
             own = prompt.token_ids
             if prompt.num_read < longest or not prompt.num_read:
                 continue

@@ -41,12 +41,6 @@ class Path:
         """Tokens until one is beyond what was typed."""
         return max(1, self.num_head)
 
-    def add(self, token_id: int, logprob: float, *, is_head: bool, is_new: bool) -> None:
-        self.token_ids.append(token_id)
-        self.logprobs.append(logprob)
-        self.num_head += is_head
-        self.num_new += is_new
-
 
 @dataclass(slots=True)
 class _Node:
@@ -73,7 +67,7 @@ def other_ways(
     taken: dict[tuple[int, ...], set[int]] = {way.path_ids: set() for way in ways}
     roots: dict[tuple[int, ...], _Node] = {}
     nodes: list[_Node] = []
-    for path in found:
+    for path in {(*path.token_ids, path.end_id, path.end_logprob is None): path for path in found}.values():
         head = tuple(path.token_ids[: path.num_first])
         if len(head) < path.num_first:
             if not head and path.end_logprob is not None:  # it ended at once
@@ -111,13 +105,14 @@ def _with_forks(nodes: Sequence[_Node], likely: Sequence[_Node]) -> list[_Node]:
 def _add(path: Path, node: _Node, end_id: int) -> list[_Node]:
     """Puts a path into the tree below `node`. Returns the nodes that are new."""
     new: list[_Node] = []
-    for at in range(path.num_first, len(path.token_ids)):
-        token_id, logprob = path.token_ids[at], path.logprobs[at]
-        node.probabilities[token_id] = math.exp(min(0.0, logprob))
-        if token_id not in node.children:
-            node.children[token_id] = _Node(path, at + 1, node.reached + logprob, node)
-            new.append(node.children[token_id])
-        node = node.children[token_id]
+    begin = path.num_first
+    for at, (token_id, logprob) in enumerate(zip(path.token_ids[begin:], path.logprobs[begin:], strict=True), begin):
+        child = node.children.get(token_id)
+        if child is None:
+            node.probabilities[token_id] = math.exp(min(0.0, logprob))
+            child = node.children[token_id] = _Node(path, at + 1, node.reached + logprob, node)
+            new.append(child)
+        node = child
     if path.end_logprob is not None:
         node.probabilities[_end_of(path, end_id)] = math.exp(min(0.0, path.end_logprob))
     return new

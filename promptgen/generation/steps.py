@@ -49,16 +49,14 @@ class PromptTokens:
         """From (slot, first position, token ids, whether the logits of the last one are wanted)."""
         if not stretches:
             return NOTHING_TO_READ
-        lengths = [len(token_ids) for _, _, token_ids, _ in stretches]
-        ends = np.cumsum(lengths)
-        return cls(
-            np.fromiter((t for _, _, token_ids, _ in stretches for t in token_ids), np.int32, int(ends[-1])),
-            np.concatenate([np.arange(start, start + len(ids), dtype=np.int32) for _, start, ids, _ in stretches]),
-            np.repeat([slot for slot, _, _, _ in stretches], lengths).astype(np.int32),
-            np.array(
-                [end - 1 for end, (_, _, _, is_last) in zip(ends, stretches, strict=True) if is_last], dtype=np.int32
-            ),
-        )
+        ids, positions, slots, last = list[int](), list[int](), list[int](), list[int]()
+        for slot, start, token_ids, is_last in stretches:
+            ids += token_ids
+            positions += range(start, start + len(token_ids))
+            slots += [slot] * len(token_ids)
+            if is_last:
+                last.append(len(ids) - 1)
+        return cls(*(np.array(numbers, np.int32) for numbers in (ids, positions, slots, last)))
 
 
 NOTHING_TO_READ = PromptTokens(NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS)

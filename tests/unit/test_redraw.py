@@ -20,10 +20,7 @@ paths = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=7), min_size=1
 
 
 def path_of(token_ids: list[int], logprob: float = HALF) -> Path:
-    path = Path()
-    for token_id in token_ids:
-        path.add(token_id, logprob, is_head=False, is_new=True)
-    return path
+    return Path(token_ids, [logprob] * len(token_ids), num_new=len(token_ids))
 
 
 @given(paths, st.integers(0, MAX_NODES))

@@ -142,6 +142,9 @@ class EagerGpt2:
     def _logits_of(self, hidden: Tensor) -> Tensor:
         return self._head(_norm(hidden, self._norm, self._memory.shape.epsilon))
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def copy(self, copies: Sequence[Copy]) -> None:
         self._memory.copy(copies)
 

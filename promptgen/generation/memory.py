@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-import secrets
-from array import array
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from promptgen.generation.beginning import beginning_of
 from promptgen.generation.modelfile import Gpt2Shape
 from promptgen.generation.noise import sequence_key
 from promptgen.generation.request import Branch, GenerationRequest
@@ -31,7 +29,6 @@ LOGITS_MULTIPLE = 64  # a line of logits is padded to whole panels of native/ker
 MAX_ENDS = 4  # tokens of a row's own that end it
 IN_PROMPT = 128  # in `seen`: the token stands in the prompt; the lower bits count how often it was drawn
 MAX_COUNT = 127
-_KEY = secrets.token_bytes(16)
 
 # One running candidate. Mirrored by `struct Row` in native/kernels.cpp.
 ROW = np.dtype(
@@ -39,7 +36,7 @@ ROW = np.dtype(
         ("token_id", np.int64),  # fed next
         ("position", np.int64),  # where it stands
         ("key", np.int64),  # of its noise
-        ("beginning", np.uint64),  # says what stands before it, see beginning_of; 0 where that is not known
+        ("beginning", np.uint64),  # says what stands before it, see beginning.py; 0 where that is not known
         ("end_from", np.int64),  # the first position where a token that ends it may stand
         ("temperature", np.float32),  # never 0
         ("top_p", np.float32),  # 1 when off
@@ -54,6 +51,7 @@ ROW = np.dtype(
         ("is_forced", np.uint8),
         ("keeps_seen", np.uint8),  # whether a penalty wants to know what there is
         ("num_top", np.uint8),  # so many of the likeliest tokens are told
+        ("remembers", np.uint8),  # whether its passes are kept, and may be had of earlier ones
     ],
     align=True,
 )
@@ -174,6 +172,7 @@ class Memory:
             bool(request.forced_ids),
             sampling.keeps_seen,
             request.num_top,
+            request.remember,
         )
         self._columns["key"][rows] = [sequence_key(sampling.seed, sample) for sample in samples]
         spelled_ids = branch.spelled_ids if branch is not None else ()
@@ -190,16 +189,6 @@ class Memory:
             self._columns["end_from"][row] += 1
         if keeps_seen:
             self.seen[row, token_id] += 1 if is_new else IN_PROMPT & ~self.seen[row, token_id]
-
-
-def beginning_of(prompt_ids: Sequence[int], salt: str) -> int:
-    """A number that requests with the same prompt share, and no others; those of another `salt` have another one.
-
-    Steps that compute one row for all that stand after the same tokens know them by it (native/kernels.cpp goes on with it, token by token). The key is
-    the process's own, so that nobody can look for a prompt that passes for another.
-    """
-    said = array("i", prompt_ids).tobytes() + salt.encode()
-    return int.from_bytes(blake2b(said, digest_size=8, key=_KEY).digest()) or 1
 
 
 def on_host(array: Any) -> NDArray[np.float32]:

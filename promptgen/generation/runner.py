@@ -50,6 +50,7 @@ class Runner:
 
     def wipe(self, slots: list[int]) -> None:
         """Numbers that are none would spread: a masked product of zero and NaN is NaN."""
+        self.steps.forget()
         self._memory.keys[:, slots] = 0
         self._memory.values[:, slots] = 0
 
@@ -65,7 +66,8 @@ class Runner:
             return StepResult(token_ids, logprobs, [], num_shared=self.steps.num_shared, earlier=earlier)
         prompts = NOTHING_TO_READ
         if plan.stretches:
-            prompts = PromptTokens.of([(s.slot, s.start, s.token_ids, s.is_last) for s in plan.stretches])
+            stretches = [(s.slot, s.start, s.token_ids, s.is_last) for s in plan.stretches]
+            prompts = PromptTokens.of(stretches, [s.beginning for s in plan.stretches if s.is_last])
         num_shared = 0
         if plan.num_continuing or plan.stretches:
             self.steps.forward(plan.num_continuing, prompts)

@@ -27,6 +27,7 @@ from collections.abc import Collection, Hashable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 
+from promptgen.generation.beginning import beginning_of
 from promptgen.generation.prompts import Drawn, Prompt, PromptCache
 from promptgen.generation.request import (
     Event,
@@ -84,12 +85,14 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Prompt tokens to read into a slot; `is_last` when the prompt ends with them."""
+    """Prompt tokens to read into a slot; `is_last` when the prompt ends with them. `beginning` (beginning.py) is then the whole prompt's, for a
+    request that remembers."""
 
     slot: int
     start: int
     token_ids: tuple[int, ...]
     is_last: bool
+    beginning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +452,7 @@ class Scheduler:
         for entry in tuple(self._reading):
             for prompt in (entry.prompt, *entry.branches):
                 if budget and not prompt.has_logits:
-                    stretches.append(_stretch(prompt, budget))
+                    stretches.append(_stretch(prompt, budget, remembers=entry.request.remember))
                     budget -= len(stretches[-1].token_ids)
             if all(prompt.has_logits for prompt in (entry.prompt, *entry.branches)) and not entry.num_branches_wanted:
                 self._reading.remove(entry)
@@ -519,13 +522,14 @@ class Scheduler:
         return row
 
 
-def _stretch(prompt: Prompt, budget: int) -> Stretch:
+def _stretch(prompt: Prompt, budget: int, *, remembers: bool) -> Stretch:
     """The next `budget` tokens of a prompt, or those that are left."""
     start = prompt.num_read
     token_ids = prompt.token_ids[start : start + budget]
     prompt.num_read += len(token_ids)
     prompt.has_logits = prompt.num_read == len(prompt.token_ids)
-    return Stretch(prompt.slot, start, token_ids, prompt.has_logits)
+    beginning = beginning_of(prompt.token_ids, prompt.salt) if remembers and prompt.has_logits else 0
+    return Stretch(prompt.slot, start, token_ids, prompt.has_logits, beginning)
 
 
 def _key_of(request: GenerationRequest, sample: int) -> Hashable:

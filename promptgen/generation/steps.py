@@ -37,16 +37,19 @@ class Copy(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
     """Tokens of prompts to read in a pass, int32: several of a slot stand together, in order. `last` are the indices of those whose
-    logits are wanted."""
+    logits are wanted, and `beginnings` (uint64) say what stands before and with each of these; 0 for one that is to be computed in any case."""
 
     token_ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     slots: NDArray[np.int32]
     last: NDArray[np.int32]
+    beginnings: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, stretches: Sequence[tuple[int, int, Sequence[int], bool]]) -> PromptTokens:
-        """From (slot, first position, token ids, whether the logits of the last one are wanted)."""
+    def of(
+        cls, stretches: Sequence[tuple[int, int, Sequence[int], bool]], beginnings: Sequence[int] = ()
+    ) -> PromptTokens:
+        """From (slot, first position, token ids, whether the logits of the last one are wanted), and `beginnings` of these last ones."""
         if not stretches:
             return NOTHING_TO_READ
         ids, positions, slots, last = list[int](), list[int](), list[int](), list[int]()
@@ -56,10 +59,15 @@ class PromptTokens:
             slots += [slot] * len(token_ids)
             if is_last:
                 last.append(len(ids) - 1)
-        return cls(*(np.array(numbers, np.int32) for numbers in (ids, positions, slots, last)))
+        of_last = np.array(beginnings or [0] * len(last), np.uint64)
+        return cls(_int32(ids), _int32(positions), _int32(slots), _int32(last), of_last)
 
 
-NOTHING_TO_READ = PromptTokens(NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS)
+def _int32(numbers: list[int]) -> NDArray[np.int32]:
+    return np.array(numbers, np.int32)
+
+
+NOTHING_TO_READ = PromptTokens(NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS, np.zeros(0, np.uint64))
 
 
 class Steps(Protocol):
@@ -71,13 +79,17 @@ class Steps(Protocol):
 
     @property
     def num_shared(self) -> int:
-        """Rows of the last passes that were not computed: another one stands after the same tokens, and they got what it got."""
+        """Tokens of the last passes that were not computed: another one stands after the same tokens, or stood there before, and they got what
+        it got."""
 
     def forward(self, num_rows: int, prompts: PromptTokens) -> None:
         """Feeds rows 0..num_rows-1 their next token, each at its position, and reads prompt tokens into their slots.
 
         Keys and values go to the cache, logits to memory.logits[slot] of each row and of each prompt whose last token is here.
         """
+
+    def forget(self) -> None:
+        """What was kept of earlier passes is not trusted any more."""
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """Copies keys and values, one copy after the other."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from promptgen.config import DEFAULT_CACHE, DEFAULT_MODEL, EngineSettings
 from promptgen.errors import UsageError
+from promptgen.generation.beginning import beginning_of
 from promptgen.generation.calibrate import Choice, choose, load_choice, save_choice
 from promptgen.generation.engine import Engine
 from promptgen.generation.gpt2 import EagerGpt2
@@ -669,3 +670,94 @@ def test_a_row_that_draws_nothing_ends_a_call(kernels: Kernels) -> None:
     ((token_ids, _),) = steps.advance(4, 3)
     assert token_ids[2] == NO_TOKEN
     assert NO_TOKEN not in (token_ids[0], token_ids[1], token_ids[3])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_what_an_earlier_pass_gave_is_given_again_to_the_bit(
+    kernels: Kernels, precision: Precision, num_threads: int
+) -> None:
+    """Rows that remember are fed the same few tokens again and again, in changing company; others compute all of it."""
+    shape, prompt = SHAPES["heads of 64"], (5, 6, 7)
+
+    def run(*, remember: bool) -> tuple[list[NDArray[np.float32]], int]:
+        memory = new_memory(shape, max_rows=6, num_prompt_slots=4)
+        steps = steps_of(kernels, memory, precision, num_threads)
+        rng, seen, num_known = np.random.default_rng(5), list[NDArray[np.float32]](), 0
+        for trial in range(12):
+            memory.keys[:], memory.values[:] = 0, 0
+            slot, salt = 6 + trial % 3, "ab"[trial % 4 == 3]
+            beginning = beginning_of(prompt, salt) if remember else 0
+            steps.forward(0, PromptTokens.of([(slot, 0, prompt[:2], False), (slot, 2, prompt[2:], True)], [beginning]))
+            num_known += steps.num_shared
+            seen += [memory.logits[slot].copy(), memory.keys[:, slot].copy()]
+            request = GenerationRequest(prompt, 6, 9, salt=salt, remember=remember)
+            steps.copy([memory.start_rows(request, slot, 0, range(6))])
+            for _ in range(6):
+                memory.rows["position"] += 1
+                memory.rows["token_id"] = rng.integers(0, 2, 6)
+                steps.forward(6, NOTHING_TO_READ)
+                num_known += steps.num_shared
+                seen += [memory.logits[:6].copy(), memory.keys[:, :6].copy(), memory.values[:, :6].copy()]
+        return seen, num_known
+
+    remembered, num_known = run(remember=True)
+    computed, num_shared = run(remember=False)
+    assert num_known > 1.5 * num_shared
+    assert all(np.array_equal(one, other) for one, other in zip(remembered, computed, strict=True))
+
+
+def test_nothing_is_known_of_another_salt_nor_after_a_fault_nor_without_numbers(kernels: Kernels) -> None:
+    memory = new_memory(SHAPES["one vector"])
+    steps = steps_of(kernels, memory, "float32")
+    prompt = (1, 2, 3)
+
+    def num_known(salt: str = "") -> int:
+        steps.forward(0, PromptTokens.of([(8, 0, prompt, True)], [beginning_of(prompt, salt)]))
+        return steps.num_shared
+
+    assert [num_known(), num_known(), num_known("other"), num_known("other")] == [0, 1, 0, 1]
+    steps.forget()
+    assert [num_known(), num_known()] == [0, 1]
+    memory.keys[:, 8, :, :2] = np.nan  # of the tokens before the last one
+    last = [(8, 2, prompt[2:], True)]
+    for _ in range(2):
+        steps.forward(0, PromptTokens.of(last, [beginning_of(prompt, "third")]))
+        assert steps.num_shared == 0
+        assert np.isnan(memory.logits[8, 0])
+
+
+def test_of_many_beginnings_the_oldest_are_forgotten(kernels: Kernels) -> None:
+    memory = new_memory(SHAPES["heads of 64"], num_prompt_slots=4)
+    steps = steps_of(kernels, memory, "float32")
+    entry = 4 * (2 * 2 * 128 + 1009)  # bytes: keys and values of two layers, logits
+    number = 2 * (48 << 20) // entry  # more than there is room for
+    prompts = [(n // 1009, n % 1009, 5) for n in range(number)]
+
+    def num_known(some: list[tuple[int, int, int]]) -> int:
+        found = 0
+        for begin in range(0, len(some), 4):
+            four = some[begin : begin + 4]
+            stretches = [(8 + n, 0, prompt, True) for n, prompt in enumerate(four)]
+            steps.forward(0, PromptTokens.of(stretches, [beginning_of(prompt, "") for prompt in four]))
+            found += steps.num_shared
+        return found
+
+    assert num_known(prompts) == 0
+    assert num_known(prompts[-500:]) > 450
+    assert num_known(prompts[:500]) < 50
+
+
+def test_beginnings_grow_in_the_kernel_as_they_are_made_in_python(kernels: Kernels) -> None:
+    memory = new_memory(SHAPES["one vector"])
+    steps = steps_of(kernels, memory, "float32")
+    prompt = (1, 2, 60)
+    steps.forward(0, PromptTokens.of([(8, 0, prompt, True)]))
+    steps.copy([memory.start_rows(GenerationRequest(prompt, 2, 9, salt="s"), 8, 0, range(2))])
+    for at, pair in enumerate([(5, 6), (0, 60), (7, 7)], 1):
+        memory.rows["position"][:2] += 1
+        memory.rows["token_id"][:2] = pair
+        steps.forward(2, NOTHING_TO_READ)
+        said = [[*prompt, *(other[row] for other in [(5, 6), (0, 60), (7, 7)][:at])] for row in (0, 1)]
+        assert memory.rows["beginning"][:2].tolist() == [beginning_of(ids, "s") for ids in said]
+    assert len({beginning_of(ids, salt) for ids in ((1, 2), (2, 1), (1,), (1, 2, 0)) for salt in ("", "a")}) == 8

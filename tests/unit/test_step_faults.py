@@ -65,6 +65,9 @@ class Faulty:
             raise MemoryError
         return self.inner.draw(num_rows, num_continuing, prompt_slots)
 
+    def forget(self) -> None:
+        self.inner.forget()
+
     def advance(self, num_rows: int, most: int) -> list[tuple[list[int], list[float]]]:
         self.forward(num_rows, NOTHING_TO_READ)
         return [self.draw(num_rows, num_rows, NO_TOKENS)]

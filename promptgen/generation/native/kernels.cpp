@@ -648,6 +648,7 @@ struct Row {
   int32_t top_k;      // never 0: the vocabulary when off
   int32_t end_ids[4];  // further tokens that end it, -1 for none
   uint8_t is_greedy, wants_logprob, has_bias, is_forced, keeps_seen, num_top;
+  uint8_t remembers;  // its passes are kept, and may be had of earlier ones
 };
 
 // The first `length` positions of slot `source` over those of `num_targets` slots; mirrored by Copy in generation/steps.py.
@@ -657,11 +658,14 @@ struct Copy {
 
 // What one pass computes: the next token of rows 0..num_rows-1 (row r stands in slot r), and `num_read` tokens of prompts. `last` are the
 // indices of prompt tokens whose logits are wanted. Logits of a token go to its slot's line of `logits`. Of rows that are fed the same token after the same
-// beginning one is computed, and the others get what it got; `num_shared` says how many.
+// beginning one is computed, and the others get what it got; rows that remember, and last tokens with a beginning, get what an earlier pass gave.
+// `num_shared` says how many these are. `secret` is the one of generation/beginning.py.
 struct Pass {
   int64_t num_rows, num_read, num_last;
   Row* rows;
   const int32_t *token_ids, *positions, *slots, *last;
+  const uint64_t* beginnings;  // [num_last], 0 for what is to be computed in any case
+  uint64_t secret;
   float* logits;
   int64_t logits_stride;
   int64_t num_shared;
@@ -855,6 +859,15 @@ double log_sum_exp(const float* values, int32_t count) {
   return peak + std::log(total);
 }
 
+bool is_finite(const float* values, int32_t count) {
+  Vec zeros{};  // what is no finite number gives none here either
+  int32_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) zeros += load(values + i) - load(values + i);
+  float zero = sum(zeros);
+  for (; i < count; ++i) zero += values[i] - values[i];
+  return zero == 0;
+}
+
 // Takes the row's penalties off the tokens that it has seen; most of `seen` is zeros, eight of them looked at together.
 void penalize(const Row& row, const uint8_t* seen, int32_t count, float* values) {
   auto one = [&](int32_t i) {
@@ -960,7 +973,7 @@ class BranchTree {
     const FirstDraw& ask = *ask_;
     const Branch& branch = ask.branches[b];
     Node& node = nodes_[b];
-    node.is_sound = is_finite(ask.logits + branch.slot * ask.logits_stride);
+    node.is_sound = is_finite(ask.logits + branch.slot * ask.logits_stride, vocabulary_);
     const bool is_all = branch.cover < 0;
     float* scores = is_all ? node.line.data() : own.values.data();
     allow_all(b, scores);
@@ -1038,15 +1051,6 @@ class BranchTree {
   static double log_add_exp(double a, double b) {
     const double most = std::max(a, b);
     return most == kNone ? most : most + std::log1p(std::exp(std::min(a, b) - most));
-  }
-
-  bool is_finite(const float* logits) const {
-    Vec zeros{};  // what is no finite number gives none here either
-    int32_t i = 0;
-    for (; i + kLanes <= vocabulary_; i += kLanes) zeros += load(logits + i) - load(logits + i);
-    float zero = sum(zeros);
-    for (; i < vocabulary_; ++i) zero += logits[i] - logits[i];
-    return zero == 0;
   }
 
   bool is_end(int64_t token_id) const {
@@ -1169,6 +1173,68 @@ class BranchTree {
 
 }  // namespace
 
+// ---- what passes gave ----------------------------------------------------------------------------------------------
+
+// Keys, values and logits of tokens that were computed, by what stands before them: a candidate that is drawn anew begins as others did that are known. In
+// sets of four, of which the oldest goes first. Memory is taken as it is needed.
+class Memo {
+ public:
+  // `size` in bytes is that of keys and values of a token together.
+  void open(int64_t size, int64_t vocabulary) {
+    size_ = size, vocabulary_ = vocabulary;
+    const int64_t entry = size + vocabulary * static_cast<int64_t>(sizeof(float));
+    num_sets_ = std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(1, kBytes / (entry * kWays))));
+    entries_ = std::vector<Entry>(num_sets_ * kWays);
+  }
+
+  struct Entry {
+    uint64_t beginning = 0;
+    int64_t position = 0, stamp = 0;
+    std::vector<char> cache;
+    std::vector<float> logits;
+  };
+
+  // Null if it is not known.
+  const Entry* find(uint64_t beginning, int64_t position) {
+    Entry* set = set_of(beginning);
+    for (int way = 0; way < kWays; ++way)
+      if (set[way].beginning == beginning && set[way].position == position) {
+        set[way].stamp = ++clock_;
+        return &set[way];
+      }
+    return nullptr;
+  }
+
+  void begin_pass() { start_ = clock_; }
+
+  // A place to write to. Null if memory has run out, or all places are of this pass.
+  Entry* put(uint64_t beginning, int64_t position) {
+    Entry* set = set_of(beginning);
+    Entry* entry = std::min_element(set, set + kWays, [](const Entry& a, const Entry& b) { return a.stamp < b.stamp; });
+    if (entry->stamp > start_) return nullptr;
+    try {
+      entry->cache.resize(size_), entry->logits.resize(vocabulary_);
+    } catch (const std::bad_alloc&) {
+      return nullptr;
+    }
+    entry->beginning = beginning, entry->position = position, entry->stamp = ++clock_;
+    return entry;
+  }
+
+  void forget() {
+    for (Entry& entry : entries_) entry.beginning = 0, entry.stamp = 0;
+  }
+
+ private:
+  static constexpr int64_t kBytes = 48 << 20;
+  static constexpr int kWays = 4;
+  Entry* set_of(uint64_t beginning) { return entries_.data() + (beginning & (num_sets_ - 1)) * kWays; }
+
+  int64_t size_ = 0, vocabulary_ = 0, clock_ = 0, start_ = 0;
+  uint64_t num_sets_ = 0;
+  std::vector<Entry> entries_;
+};
+
 // ---- the model --------------------------------------------------------------------------------------------------------
 
 class Model {
@@ -1198,18 +1264,33 @@ class Model {
       own.ordered.reserve(chunks), own.best.reserve(shape.vocabulary);  // a draw takes no memory
     }
     scores_.resize(num_threads, std::vector<float>(shape.window + kLanes));
+    memo_.open(2 * shape.layers * w * (keeps_floats_ ? sizeof(float) : sizeof(Bfloat)), shape.vocabulary);
   }
 
   // Throws std::bad_alloc before anything is computed.
   void forward(const Cache& cache, Pass& pass) {
-    tokens_of_pass_.clear(), followers_.clear();
+    tokens_of_pass_.clear(), followers_.clear(), asked_.clear(), known_.clear(), kept_.clear(), memo_.begin_pass();
     places_.assign(std::bit_ceil(static_cast<uint64_t>(2 * pass.num_rows + 1)), -1);
-    for (int64_t r = 0; r < pass.num_rows; ++r) feed(pass.rows[r], r);
-    num_fed_ = tokens_of_pass_.size(), pass.num_shared = followers_.size();
-    for (int64_t i = 0; i < pass.num_read; ++i) tokens_of_pass_.push_back({pass.token_ids[i], pass.positions[i], pass.slots[i], 0, -1});
+    for (int64_t r = 0; r < pass.num_rows; ++r) feed(pass.rows[r], r, pass.secret);
+    for (int64_t i = 0, last = 0; i < pass.num_read; ++i) {
+      const bool is_last = last < pass.num_last && pass.last[last] == i;
+      const uint64_t beginning = is_last ? pass.beginnings[last++] : 0;
+      const Token token{pass.token_ids[i], pass.positions[i], pass.slots[i], beginning, -1, beginning != 0};
+      if (beginning && is_known(token)) continue;
+      if (is_last) asked_.push_back(tokens_of_pass_.size());
+      tokens_of_pass_.push_back(token);
+    }
+    for (const auto& [slot, entry] : known_) restore(cache, pass, slot, *entry);
+    pass.num_shared = followers_.size() + known_.size();
     const int64_t m = tokens_of_pass_.size();
+    if (!m) return;
     hidden_.reserve(m, shape_.width), x_.reserve(m, shape_.width);
     mixed_.reserve(m, 3 * shape_.width), inner_.reserve(m, shape_.inner);
+    for (const int64_t index : asked_) {
+      const Token& token = tokens_of_pass_[index];
+      if (!token.remembers) continue;
+      if (Memo::Entry* entry = memo_.put(token.beginning, token.position)) kept_.push_back({index, entry});
+    }
     auto job = [&](int index) { run(cache, pass, index); };
     Pace& pace = paces_[std::bit_width(static_cast<uint64_t>(m))];
     const auto start = std::chrono::steady_clock::now();
@@ -1217,6 +1298,8 @@ class Model {
     team_.run(job, is_together_);
     pace.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
+
+  void forget() { memo_.forget(); }
 
   void draw(const Draw& draw) {
     auto job = [&](int index) {
@@ -1274,10 +1357,21 @@ class Model {
   int num_threads() const { return is_together_ ? team_.most() : 1; }
 
  private:
-  // A row's token becomes one of the pass, or follows one that is the same.
-  void feed(Row& row, int64_t slot) {
-    if (row.beginning) {
-      row.beginning = std::max<uint64_t>(1, mixed(row.beginning + (row.token_id + 1) * kGolden));  // as of now with this token
+  struct Token {
+    int64_t token_id, position, slot;
+    uint64_t beginning;
+    int64_t follower;  // the first of those that get what it gets, -1 for none
+    bool remembers;
+  };
+  struct Follower {
+    int64_t slot, leader, next;
+  };
+
+  // A row's token becomes one of the pass, follows one that is the same, or is known.
+  void feed(Row& row, int64_t slot, uint64_t secret) {
+    const bool has_beginning = row.beginning != 0;
+    if (has_beginning) {
+      row.beginning += mixed(mixed(secret + (row.position + 1) * kGolden) + (row.token_id + 1) * kGolden);  // as of now with this token
       const uint64_t last = places_.size() - 1;
       uint64_t at = row.beginning & last;
       for (; places_[at] >= 0; at = (at + 1) & last) {
@@ -1287,9 +1381,45 @@ class Model {
         token.follower = static_cast<int64_t>(followers_.size()) - 1;
         return;
       }
+      if (row.remembers && is_known({row.token_id, row.position, slot, row.beginning, -1, true})) return;
       places_[at] = static_cast<int32_t>(tokens_of_pass_.size());
     }
-    tokens_of_pass_.push_back({row.token_id, row.position, slot, row.beginning, -1});
+    asked_.push_back(tokens_of_pass_.size());
+    tokens_of_pass_.push_back({row.token_id, row.position, slot, row.beginning, -1, has_beginning && row.remembers});
+  }
+
+  bool is_known(const Token& token) {
+    const Memo::Entry* entry = memo_.find(token.beginning, token.position);
+    if (entry) known_.push_back({token.slot, entry});
+    return entry != nullptr;
+  }
+
+  // What an earlier pass gave goes where this one would have written it.
+  void restore(const Cache& cache, const Pass& pass, int64_t slot, const Memo::Entry& entry) {
+    const char* from = entry.cache.data();
+    each_piece(cache, slot, entry.position, [&](char* piece, int64_t bytes) { std::memcpy(piece, from, bytes), from += bytes; });
+    std::memcpy(pass.logits + slot * pass.logits_stride, entry.logits.data(), shape_.vocabulary * sizeof(float));
+  }
+
+  void keep(const Cache& cache, const Pass& pass, const Token& token, Memo::Entry& entry) {
+    const float* logits = pass.logits + token.slot * pass.logits_stride;
+    if (!is_finite(logits, shape_.vocabulary)) {
+      entry.beginning = 0;
+      return;
+    }
+    char* to = entry.cache.data();
+    each_piece(cache, token.slot, token.position, [&](const char* piece, int64_t bytes) { std::memcpy(to, piece, bytes), to += bytes; });
+    std::memcpy(entry.logits.data(), logits, shape_.vocabulary * sizeof(float));
+  }
+
+  // Keys and values of one token: `act` gets each head's of each layer.
+  template <class Act>
+  void each_piece(const Cache& cache, int64_t slot, int64_t position, Act act) {
+    const int64_t bytes = head_dim() * (keeps_floats_ ? sizeof(float) : sizeof(Bfloat));
+    for (int64_t layer = 0; layer < shape_.layers; ++layer)
+      for (int64_t head = 0; head < shape_.heads; ++head)
+        for (float* half : {cache.keys, cache.values})
+          act(reinterpret_cast<char*>(half + place(cache, layer, slot, head)) + position * bytes, bytes);
   }
 
   // Whether the token that was drawn for a row ends it, or is none.
@@ -1350,8 +1480,8 @@ class Model {
       block.down.apply(inner_, m, index, team_.size(), add);
       team_.barrier();
     }
-    const int64_t num_asked = num_fed_ + pass.num_last;
-    auto token_asked = [&](int64_t i) { return i < num_fed_ ? i : num_fed_ + pass.last[i - num_fed_]; };
+    const int64_t num_asked = asked_.size();
+    auto token_asked = [&](int64_t i) { return asked_[i]; };
     const Share asked = share(num_asked, index, team_.size());
     for (int64_t i = asked.begin; i < asked.end; ++i) {
       norm_.apply(hidden_.row(token_asked(i)), x_.row(i), w, shape_.epsilon);
@@ -1361,8 +1491,10 @@ class Model {
     head_.apply(x_, num_asked, index, team_.size(), [&](int64_t i, int64_t n, Vec v) {
       store(pass.logits + tokens_of_pass_[token_asked(i)].slot * pass.logits_stride + n, v);
     });
-    if (followers_.empty()) return;
+    if (followers_.empty() && kept_.empty()) return;
     team_.barrier();
+    const Share keeps = share(kept_.size(), index, team_.size());
+    for (int64_t i = keeps.begin; i < keeps.end; ++i) keep(cache, pass, tokens_of_pass_[kept_[i].first], *kept_[i].second);
     const Share copies = share(followers_.size(), index, team_.size());
     for (int64_t i = copies.begin; i < copies.end; ++i)
       std::memcpy(pass.logits + followers_[i].slot * pass.logits_stride, pass.logits + followers_[i].leader * pass.logits_stride,
@@ -1490,15 +1622,6 @@ class Model {
     return sum(total);
   }
 
-  struct Token {
-    int64_t token_id, position, slot;
-    uint64_t beginning;
-    int64_t follower;  // the first of those that get what it gets, -1 for none
-  };
-  struct Follower {
-    int64_t slot, leader, next;
-  };
-
   const Shape shape_;
   Team team_;
   Pace paces_[65];  // by the bits of the number of tokens
@@ -1506,7 +1629,9 @@ class Model {
   std::vector<Token> tokens_of_pass_;  // those of rows first
   std::vector<Follower> followers_;
   std::vector<int32_t> places_;  // tokens of the pass by their beginning, -1 for none; at most half full
-  int64_t num_fed_ = 0;  // tokens of rows that are computed
+  std::vector<int64_t> asked_;  // tokens of the pass whose logits are wanted
+  std::vector<std::pair<int64_t, const Memo::Entry*>> known_;  // slots, and what they get of earlier passes
+  std::vector<std::pair<int64_t, Memo::Entry*>> kept_;  // tokens of the pass, and where what they give is kept for later ones
   const float *tokens_, *positions_;
   Arena arena_;
   Norm norm_;
@@ -1517,6 +1642,7 @@ class Model {
   std::vector<std::vector<float>> scores_;
   std::vector<DrawBuffers> draw_buffers_;
   BranchTree tree_;
+  Memo memo_;
 };
 
 extern "C" {
@@ -1548,6 +1674,7 @@ int32_t promptgen_forward(Model* model, const Cache* cache, Pass* pass) {
     return 0;
   }
 }
+void promptgen_forget(Model* model) { model->forget(); }
 int32_t promptgen_advance(Model* model, const Cache* cache, Pass* pass, const Draw* draw, Advance* made) {
   try {
     model->advance(*cache, *pass, *draw, *made);

@@ -7,7 +7,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from promptgen.generation.beginning import SECRET
 from promptgen.generation.first_draw import draw_among
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape, Weights
@@ -43,7 +44,9 @@ class _Cache(Structure):
 class _Pass(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("num_rows", "num_read", "num_last")),
-        *((name, c_void_p) for name in ("rows", "token_ids", "positions", "slots", "last", "logits")),
+        *((name, c_void_p) for name in ("rows", "token_ids", "positions", "slots", "last", "beginnings")),
+        ("secret", c_uint64),
+        ("logits", c_void_p),
         ("logits_stride", c_int64),
         ("num_shared", c_int64),
     ]
@@ -96,6 +99,9 @@ class Kernels:
         self.copy = self._library.promptgen_copy
         self.copy.argtypes = [c_void_p, c_void_p, c_void_p, c_int64]
         self.copy.restype = None
+        self.forget = self._library.promptgen_forget
+        self.forget.argtypes = [c_void_p]
+        self.forget.restype = None
         self.close = self._library.promptgen_close
         self.close.argtypes = [c_void_p]
         self.close.restype = None
@@ -173,7 +179,7 @@ class NativeGpt2:
         self._logprobs: NDArray[np.float32] = np.zeros((MOST_STEPS, len(memory.rows)), np.float32)
         stride = memory.logits.shape[1]
         rows, logits = memory.rows.ctypes.data, memory.logits.ctypes.data
-        self._pass = _Pass(rows=rows, logits=logits, logits_stride=stride)
+        self._pass = _Pass(rows=rows, secret=SECRET, logits=logits, logits_stride=stride)
         self._draw = _Draw(
             rows=rows,
             logits=logits,
@@ -217,6 +223,7 @@ class NativeGpt2:
         if step.num_read:
             step.token_ids, step.positions = prompts.token_ids.ctypes.data, prompts.positions.ctypes.data
             step.slots, step.last = prompts.slots.ctypes.data, prompts.last.ctypes.data
+            step.beginnings = prompts.beginnings.ctypes.data
         if not self._kernels.forward(model, self._cache_at, self._pass_at):
             raise MemoryError(f"no memory for a pass of {num_rows} rows and {step.num_read} prompt tokens")
         self.num_shared = int(step.num_shared)
@@ -234,6 +241,9 @@ class NativeGpt2:
         token_ids = self._token_ids.ravel()[: number * num_rows].reshape(number, num_rows).tolist()
         logprobs = self._logprobs.ravel()[: number * num_rows].reshape(number, num_rows).tolist()
         return list(zip(token_ids, logprobs, strict=True))
+
+    def forget(self) -> None:
+        self._kernels.forget(self._with_threads())
 
     def copy(self, copies: Sequence[Copy]) -> None:
         if copies:

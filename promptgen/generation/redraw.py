@@ -1,9 +1,9 @@
 """Candidates other than those that were found: where a new one may part from them, and how likely it does so.
 
 The found candidates are paths in the tree of all continuations. A new one follows some of them and parts at a node, with a token that none of
-them has there. The probability of parting at a node is that of reaching it, times that of its other tokens; both are known from what was
-drawn. So new candidates begin at the nodes where parting is likeliest, and nothing is drawn twice: sampling without replacement (Shi, Bieber and
-Sutton 2020), exact at temperature 1 without top-k and top-p but for the nodes that are left out.
+them has there. The probability of parting at a node is that of reaching it, times that of its other tokens; about how large it is, is known
+from what was drawn. The nodes where it is largest become branches, and a new candidate goes down these (generation/first_draw.py), so nothing is drawn twice:
+sampling without replacement (Shi, Bieber and Sutton 2020), exact at any temperature without top-k and top-p but for the nodes that are left out.
 """
 
 from __future__ import annotations

@@ -1190,8 +1190,8 @@ class Memo {
   struct Entry {
     uint64_t beginning = 0;
     int64_t position = 0, stamp = 0;
-    std::vector<char> cache;
-    std::vector<float> logits;
+    Buffer<char> cache;
+    Buffer<float> logits;
   };
 
   // Null if it is not known.
@@ -1213,7 +1213,7 @@ class Memo {
     Entry* entry = std::min_element(set, set + kWays, [](const Entry& a, const Entry& b) { return a.stamp < b.stamp; });
     if (entry->stamp > start_) return nullptr;
     try {
-      entry->cache.resize(size_), entry->logits.resize(vocabulary_);
+      if (!entry->logits) entry->cache = buffer<char>(size_), entry->logits = buffer<float>(vocabulary_);
     } catch (const std::bad_alloc&) {
       return nullptr;
     }
@@ -1396,9 +1396,9 @@ class Model {
 
   // What an earlier pass gave goes where this one would have written it.
   void restore(const Cache& cache, const Pass& pass, int64_t slot, const Memo::Entry& entry) {
-    const char* from = entry.cache.data();
+    const char* from = entry.cache.get();
     each_piece(cache, slot, entry.position, [&](char* piece, int64_t bytes) { std::memcpy(piece, from, bytes), from += bytes; });
-    std::memcpy(pass.logits + slot * pass.logits_stride, entry.logits.data(), shape_.vocabulary * sizeof(float));
+    std::memcpy(pass.logits + slot * pass.logits_stride, entry.logits.get(), shape_.vocabulary * sizeof(float));
   }
 
   void keep(const Cache& cache, const Pass& pass, const Token& token, Memo::Entry& entry) {
@@ -1407,9 +1407,9 @@ class Model {
       entry.beginning = 0;
       return;
     }
-    char* to = entry.cache.data();
+    char* to = entry.cache.get();
     each_piece(cache, token.slot, token.position, [&](const char* piece, int64_t bytes) { std::memcpy(to, piece, bytes), to += bytes; });
-    std::memcpy(entry.logits.data(), logits, shape_.vocabulary * sizeof(float));
+    std::memcpy(entry.logits.get(), logits, shape_.vocabulary * sizeof(float));
   }
 
   // Keys and values of one token: `act` gets each head's of each layer.

@@ -2,8 +2,8 @@
 
 A token is *computed* when it goes through the model: as part of a prompt that is read (with the tokens that spell a typed beginning), or as
 the last token of a running candidate. The first token of a candidate is drawn from logits that stand there already, so n candidates of t tokens
-take n * (t - 1) computed tokens besides their prompt, less those of candidates that say the same as another one so far, which are computed
-once (shared). A token that an earlier draw gave (recalled) is not computed.
+take n * (t - 1) computed tokens besides their prompt, less those that are *shared*: another one after the same tokens is computed in the same pass, or
+was in an earlier one of the session (a prompt's last token may be such a one too). A token that an earlier draw gave (recalled) is not computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from promptgen.generation.scheduler import Plan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Tokens of prompts that were read and found; tokens fed by running candidates, and how many of them were shared; first tokens drawn from what
+    """Tokens of prompts that were read and found; tokens fed by running candidates; how many of all were shared; first tokens drawn from what
     stood there; tokens recalled.
 
     `left` are the computed ones of requests that ended without their answer. `steps` and `step_s`: passes, and the time they took.

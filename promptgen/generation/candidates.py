@@ -283,7 +283,7 @@ class CandidateSet:
 
     def take(self, event: Event) -> list[Shown]:
         """What an event of this request adds. Events of a sample that is over already are ignored."""
-        if not isinstance(event, (TokenEvent, FinishEvent, TopEvent)):  # the first of them, as most are
+        if not isinstance(event, (TokenEvent, FinishEvent, TopEvent)):
             return []
         index = self._index_of.get(event.sample, -1)
         if index < 0 or (text := self._texts[index]).candidate is not None:

@@ -111,7 +111,7 @@ class Engine:
         self._offered = steps
 
     def step(self) -> list[Event]:
-        """One forward pass for everything that runs. A fault fails the requests it belongs to, and the engine goes on.
+        """One pass for everything that runs, or several. A fault fails the requests it belongs to, and the engine goes on.
 
         Raises EngineBroken when nothing could be computed and a proof of the model fails as well: a new engine is needed.
         """

@@ -41,6 +41,7 @@ class Place(NamedTuple):
 def places_of(branches: Many[Branch]) -> list[Place]:
     """The tree of some branches; shorter ones stand before those that go on from them."""
     index_of: dict[tuple[int, ...], int] = {}
+    lengths = sorted({len(branch.path_ids) for branch in branches}, reverse=True)
     places: list[Place] = []
     for index, branch in enumerate(branches):
         path = branch.path_ids
@@ -48,14 +49,17 @@ def places_of(branches: Many[Branch]) -> list[Place]:
         if not path:
             places.append(Place())
             continue
-        near = len(path) - 1
-        while path[:near] not in index_of:
-            near -= 1
+        near = next(n for n in lengths if n < len(path) and path[:n] in index_of)
         given = branch.path_logprobs[1:] if branch.path_logprobs else ()
         head = len(path) - len(given) - 1
         rest = sum(given[near - head :]) if given else 0.0
         places.append(Place(index_of[path[:near]], path[near], rest, index_of[path[:head]], path[head], sum(given)))
     return places
+
+
+def drawn_with(request: GenerationRequest, samples: Many[int]) -> Many[int]:
+    """The samples to draw for these: those that must differ from earlier ones of their request are drawn after these, whenever they join."""
+    return range(request.first_sample, samples[-1] + 1) if request.different else samples
 
 
 def draw_among(memory: Memory, request: GenerationRequest, samples: Many[int], slots: Many[int]) -> list[Pick]:
@@ -74,6 +78,8 @@ def draw_first(
     end_id: int,
 ) -> list[Pick]:
     """One pick for each sample. lines[b] [V] are the logits after branch b's path, `banned` [V] is -inf for what is never drawn."""
+    if (drawn := drawn_with(request, samples)) != samples:
+        return draw_first(request, drawn, lines, banned, end_id)[-len(samples) :]
     tree = _Tree(request, lines, banned, end_id)
     if not np.isfinite(tree.total):
         # Biases forbid all that could spell what was typed: what stands there already is no word to forbid.

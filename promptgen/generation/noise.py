@@ -44,14 +44,14 @@ def gumbel_lines(
     """
     golden = np.uint64(GOLDEN)
     of_keys = np.array(keys, np.int64).astype(np.uint64)[:, None]
-    at_position = _mix_array(of_keys + (positions.astype(np.uint64) + np.uint64(1)) * golden)
-    bits = _mix_array(at_position + (token_ids.astype(np.uint64) + np.uint64(1)) * golden) >> np.uint64(11)
+    at_position = mix_array(of_keys + (positions.astype(np.uint64) + np.uint64(1)) * golden)
+    bits = mix_array(at_position + (token_ids.astype(np.uint64) + np.uint64(1)) * golden) >> np.uint64(11)
     uniform = np.minimum((bits.astype(np.float64) + 0.5) * 2.0**-53, 1 - 2.0**-53)
     noise: NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise
 
 
-def _mix_array(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix_array(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
     return x ^ (x >> np.uint64(31))

@@ -207,9 +207,8 @@ class PromptCache:
         best_rank = (0, False, False)
         longest = 0
         beginning = token_ids[:0]
-        for prompt in reversed(
-            self._alike.get(_shelf(token_ids, salt), {}).values()
-        ):  # the newest are likely the nearest
+        alike = self._alike.get(_shelf(token_ids, salt), {})
+        for prompt in reversed(alike.values()):  # the newest are likely the nearest
             own = prompt.token_ids
             if prompt.num_read < longest or not prompt.num_read:
                 continue

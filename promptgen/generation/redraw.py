@@ -3,7 +3,8 @@
 The found candidates are paths in the tree of all continuations. A new one follows some of them and parts at a node, with a token that none of
 them has there. The probability of parting at a node is that of reaching it, times that of its other tokens; about how large it is, is known
 from what was drawn. The nodes where it is largest become branches, and a new candidate goes down these (generation/first_draw.py), so nothing is drawn twice:
-sampling without replacement (Shi, Bieber and Sutton 2020), exact at any temperature without top-k and top-p but for the nodes that are left out.
+sampling without replacement (Shi, Bieber and Sutton 2020). It is exact at any temperature without top-k and top-p, but for the nodes that are left out
+and for what another one that is drawn at the same time began: all below that is left to it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from promptgen.generation.request import Branch
 
-MAX_NODES = 6  # besides those where typing stopped
+MAX_NODES = 6  # besides those where typing stopped, forks included
 
 
 @dataclass(slots=True)
@@ -82,9 +83,13 @@ def other_ways(
     partings = [(node.parting, node) for node in nodes if node.probabilities]
     best = sorted(partings, key=itemgetter(0), reverse=True)[:max_nodes]
     likely = [node for parting, node in best if parting > 0]
+    chosen = _with_forks(nodes, likely)
+    while len(chosen) > max_nodes:
+        likely.pop()
+        chosen = _with_forks(nodes, likely)
     return (
         *(replace(way, excluded_ids=tuple(sorted(taken[way.path_ids]))) for way in ways),
-        *(_branch(node, every_id) for node in sorted(_with_forks(nodes, likely), key=lambda node: node.at)),
+        *(_branch(node, every_id) for node in sorted(chosen, key=lambda node: node.at)),
     )
 
 

@@ -142,8 +142,8 @@ class GenerationRequest:
     With `branches` the first token comes from them, in proportion to the model's probability of the whole branch; a branch without
     path stands first. No two samples go on from a branch with the same token when they are to be `different`. `bias` are (token id, nats).
     `forced_ids` are given instead of drawn, one a step; their log-probabilities are among the whole vocabulary. `end_ids` end a candidate as
-    the end-of-document token does. `num_top` alternatives of each token are told. With `remember` finished samples stay in the cache, and a
-    sample whose tokens are there already is not computed again.
+    the end-of-document token does. `num_top` alternatives of each token are told. With `remember` finished samples stay in the cache, as does
+    what passes gave, and a sample whose tokens are there already is not computed again.
     """
 
     prompt_ids: tuple[int, ...]
@@ -290,5 +290,5 @@ class EngineStats:
     num_reused_tokens: int = 0  # of prompts, found in the cache instead of computed
     num_generated_tokens: int = 0
     num_recalled_tokens: int = 0  # of candidates, drawn for an earlier request of the session
-    num_shared_tokens: int = 0  # of candidates, computed for another one that says the same so far
+    num_shared_tokens: int = 0  # not computed, as another one after the same tokens is, or was
     steps: str = ""  # implementation, precision and threads

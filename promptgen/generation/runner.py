@@ -1,6 +1,6 @@
 """Runs a plan: moves rows, copies what prompts share, reads prompts, starts rows, and draws a token for every row.
 
-Between steps nothing is done row by row, and a running batch costs two calls. A step that raises is done again in its parts, each prompt and
+Between steps nothing is done row by row, and a running batch costs a call, for one step or several. A step that raises is done again in its parts, each prompt and
 each row alone, so that only the guilty fail.
 """
 
@@ -61,8 +61,8 @@ class Runner:
 
     def _compute(self, plan: Plan) -> StepResult:
         memory = self._memory
-        if plan.num_steps > 1:
-            *earlier, (token_ids, logprobs) = self.steps.advance(plan.num_rows, plan.num_steps)
+        if plan.most_steps > 1:
+            *earlier, (token_ids, logprobs) = self.steps.advance(plan.num_rows, plan.most_steps)
             return StepResult(token_ids, logprobs, [], num_shared=self.steps.num_shared, earlier=earlier)
         prompts = NOTHING_TO_READ
         if plan.stretches:

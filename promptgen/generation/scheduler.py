@@ -5,7 +5,7 @@ more than one step's worth), and its candidates *join* the rows, as many as ther
 without gaps: when one leaves, the last row moves into its place.
 
     plan = scheduler.schedule()      what to copy, which stretches to read, which rows begin
-    ...                              the runner computes one token for each row
+    ...                              the runner computes a token for each row, or several where nobody waits
     events = scheduler.update(...)   tokens become events; finished rows leave
 
 A request with branches (generation/healing.py) has its prompt read first, then each branch in a slot of its own; its candidates join with
@@ -115,7 +115,7 @@ class Plan:
     token for each of `num_rows` rows.
 
     The first `num_continuing` rows were running already; the last `num_picked` draw from branches. `has_tops` when a row wants to know the
-    likeliest tokens. Where nobody waits, up to `num_steps` steps may be made before anybody is asked again.
+    likeliest tokens. Where nobody waits, up to `most_steps` may be made before anybody is asked again.
     """
 
     keeps: tuple[Copy, ...]
@@ -129,7 +129,7 @@ class Plan:
     num_reused: int = 0  # prompt tokens that were found in the cache
     num_picked: int = 0
     has_tops: bool = False
-    num_steps: int = 1
+    most_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class StepResult:
     """One token for each row of the plan; `logprobs` are 0.0 for rows that did not ask. `picks` are those of the last rows, `tops` the
     likeliest tokens of rows that want to know.
 
-    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read. `num_shared` rows got what another one got. Of several steps
+    NO_TOKEN stands where a row failed; prompts in `failed_slots` could not be read. `num_shared` tokens were not computed (Steps). Of several steps
     these are the tokens of the last one, and `earlier` those of the others, which ended no row.
     """
 
@@ -209,10 +209,10 @@ class Scheduler:
         if not (self.waiting or self._reading or self._joining or self._resuming):
             if not self.rows:
                 return Plan(keeps, (), (), (), (), (), 0, 0) if keeps else None
-            num_steps = 1 if self._num_with_top else min(sequence.num_left for sequence in self.rows)
+            most_steps = 1 if self._num_with_top else min(sequence.num_left for sequence in self.rows)
             has_tops = self._num_with_top > 0
             return Plan(
-                keeps, moves, (), (), (), (), num_continuing, num_continuing, has_tops=has_tops, num_steps=num_steps
+                keeps, moves, (), (), (), (), num_continuing, num_continuing, has_tops=has_tops, most_steps=most_steps
             )
         copies: list[Copy] = []
         num_reused = self._resume(copies) + (0 if self.is_held else self._start(copies)) + self._branch(copies)

@@ -199,7 +199,9 @@ class _EngineCollector(Collector):
         prompt = counter("prompt_tokens", "Prompt tokens: computed, or reused from the cache.", "source")
         generated = counter("generated_tokens", "Tokens drawn.")
         recalled = counter("recalled_tokens", "Tokens of candidates drawn for an earlier request.")
-        shared = counter("shared_tokens", "Tokens that were not computed: another one after the same tokens is, or was.")
+        shared = counter(
+            "shared_tokens", "Tokens that were not computed: another one after the same tokens is, or was."
+        )
         steps = counter("engine_steps", "Steps of the engine.")
         for model, engine in self._pool:
             stats = engine.stats

@@ -154,8 +154,11 @@ def test_the_kernel_draws_what_numpy_draws(kernels: Kernels, num_threads: int) -
             end_ids=(8,) if rng.random() < 0.3 else (),
         )
         samples = range(trial, trial + 6)
+        at = int(rng.integers(1, 6))
+        parts = [steps.draw_first(request, part, slots) for part in (samples[:at], samples[at:])]
         given, wanted = (draw(request, samples, slots) for draw in (steps.draw_first, partial(draw_among, memory)))
         assert [pick[:2] for pick in given] == [pick[:2] for pick in wanted], trial
+        assert given == [*parts[0], *parts[1]]  # it does not matter who joins when
         np.testing.assert_allclose([p.logprob for p in given], [p.logprob for p in wanted], rtol=1e-4, atol=1e-3)
         num_branches += len({pick.branch for pick in wanted} - {0})
     assert num_branches > 100

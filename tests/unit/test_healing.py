@@ -158,7 +158,8 @@ class Small:
             self.engine.add(0, part)
         while not candidates.is_complete:
             for event in self.engine.step():
-                candidates.take(event)
+                if event.request_id == 0:
+                    candidates.take(event)
             orders, needless = candidates.take_orders()
             for sample in needless:
                 self.engine.cancel(0, sample)
@@ -297,6 +298,25 @@ def test_a_second_candidate_is_drawn_as_if_the_first_could_not_come(
     expected = [pairs[pair] for pair in likely] + [number - sum(pairs[pair] for pair in likely)]
     assert len(likely) >= 10
     assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_redraws_are_the_same_whoever_joins_when(make_steps: StepsFactory) -> None:
+    """Other rows leave room for one candidate at a time, or for all."""
+    model = Small(make_steps)
+    num_redrawn = 0
+    for seed in range(12):
+        asked = TextRequest("高血压", 6, 2, Sampling(0.3, top_k=0, seed=seed), rank="none", salt=str(seed))
+        alone = model.answer(asked)
+        num_redrawn += alone.num_redrawn
+        for n in range(15):
+            busy = TextRequest("要", 1, 28, Sampling(seed=n), ignore_end=True, heal=False, salt="busy")
+            (part,) = CandidateSet(TOKENIZER, busy, HEALER, window=SHAPE.window).requests
+            model.engine.add(100 + n, part)
+        model.engine._scheduler.prompts.forget()
+        assert [c.completion for c in model.answer(asked).candidates] == [c.completion for c in alone.candidates]
+        while model.engine.has_work:
+            model.engine.step()
+    assert num_redrawn > 10
 
 
 def test_what_follows_a_healed_word_is_drawn_independently_of_how_it_was_spelled(few_words: Small) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from promptgen.config import DEFAULT_CACHE, DEFAULT_MODEL, EngineSettings
 from promptgen.errors import UsageError
+from promptgen.generation import beginning
 from promptgen.generation.beginning import beginning_of
 from promptgen.generation.calibrate import Choice, choose, load_choice, save_choice
 from promptgen.generation.engine import Engine
@@ -761,3 +762,14 @@ def test_beginnings_grow_in_the_kernel_as_they_are_made_in_python(kernels: Kerne
         said = [[*prompt, *(other[row] for other in [(5, 6), (0, 60), (7, 7)][:at])] for row in (0, 1)]
         assert memory.rows["beginning"][:2].tolist() == [beginning_of(ids, "s") for ids in said]
     assert len({beginning_of(ids, salt) for ids in ((1, 2), (2, 1), (1,), (1, 2, 0)) for salt in ("", "a")}) == 8
+
+
+def test_long_prompts_have_the_beginnings_of_short_ones() -> None:
+    ids = np.random.default_rng(0).integers(0, 50_000, 300).tolist()
+    golden = {n: beginning_of(ids[:n], "s") for n in (1, 48, 49, 50, 300)}
+    assert len(set(golden.values())) == 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beginning, "_FEW", 0)
+        assert {n: beginning_of(ids[:n], "s") for n in golden} == golden
+        patch.setattr(beginning, "_FEW", 1000)
+        assert {n: beginning_of(ids[:n], "s") for n in golden} == golden

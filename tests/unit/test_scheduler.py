@@ -369,17 +369,17 @@ def test_a_recalled_end_says_which_token_it_was() -> None:
 def test_several_steps_may_be_made_where_nobody_waits_and_none_ends_before() -> None:
     scheduler = new_scheduler(max_rows=4)
     scheduler.add(1, request(2, 9))
-    assert step(scheduler)[0].num_steps == 1  # it begins
+    assert step(scheduler)[0].most_steps == 1  # it begins
     plan, _ = step(scheduler)
-    assert plan.num_steps == 8
+    assert plan.most_steps == 8
     scheduler.add(2, request(1, 5))
-    assert step(scheduler)[0].num_steps == 1
-    assert step(scheduler)[0].num_steps == 4  # so many tokens has the second one left
+    assert step(scheduler)[0].most_steps == 1
+    assert step(scheduler)[0].most_steps == 4  # so many tokens has the second one left
     scheduler.add(3, request(4, 2))
-    assert step(scheduler)[0].num_steps == 1
-    assert step(scheduler)[0].num_steps == 1  # of the third one three candidates wait
+    assert step(scheduler)[0].most_steps == 1
+    assert step(scheduler)[0].most_steps == 1  # of the third one three candidates wait
     scheduler.cancel(3)
-    assert step(scheduler)[0].num_steps == 1
+    assert step(scheduler)[0].most_steps == 1
     scheduler.cancel(2)
     scheduler.add(4, replace(request(1, 5), num_top=2))
-    assert step(scheduler)[0].num_steps == step(scheduler)[0].num_steps == 1
+    assert step(scheduler)[0].most_steps == step(scheduler)[0].most_steps == 1

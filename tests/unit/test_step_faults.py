@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from promptgen.generation.engine import Engine, EngineBroken
 from promptgen.generation.memory import Memory
 from promptgen.generation.modelfile import Gpt2Shape
+from promptgen.generation.native.model import NativeGpt2
 from promptgen.generation.prompts import PromptCache
 from promptgen.generation.request import (
     Branch,
@@ -182,6 +183,29 @@ def test_a_row_whose_logits_are_no_numbers_fails_its_request_alone(bench: Bench,
     assert bench.failed == {victim}
     assert left == {request_id: tokens for request_id, tokens in healthy.items() if request_id != victim}
     assert bench.run(*REQUESTS) == healthy
+
+
+def test_a_fault_in_the_midst_of_several_steps_fails_its_request_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that one request draws, and no other, has no numbers: the step after it fails."""
+    inner = bench.steps.inner
+    monkeypatch.setattr(bench.steps, "advance", inner.advance)
+    if isinstance(inner, NativeGpt2):
+        inner._advance.seconds = 60
+    requests = [replace(request, num_samples=1, max_new_tokens=15, ignore_end=True) for request in REQUESTS[:2]]
+    healthy = bench.run(*requests)
+    others = {*healthy[0][0], *(token_id for request in requests for token_id in request.prompt_ids)}
+    mine = healthy[1][0]
+    at, own = next((at, t) for at, t in enumerate(mine) if 4 <= at < 14 and t not in others | set(mine[:at]))
+    embeddings = inner._embeddings[0] if isinstance(inner, NativeGpt2) else inner._tokens.numpy()
+    sound = embeddings[own].copy()
+    embeddings[own] = np.nan
+    assert bench.run(*requests) == {0: healthy[0]}
+    assert bench.failed == {1}
+    assert bench.answers[1] == {0: mine[: at + 1]}
+    embeddings[own] = sound
+    assert bench.run(*requests) == healthy
 
 
 @pytest.mark.parametrize("make", [request_of, branched])

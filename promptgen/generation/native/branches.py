@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Sequence
 from ctypes import Structure, addressof, c_float, c_int32, c_int64, c_void_p
 
-from promptgen.generation.first_draw import places_of
+from promptgen.generation.first_draw import drawn_with, places_of
 from promptgen.generation.memory import MAX_ENDS, Memory
 from promptgen.generation.noise import sequence_key
 from promptgen.generation.request import GenerationRequest
@@ -50,6 +50,8 @@ class FirstDraw:
         self._given: list[array[int] | array[float]] = []  # what the struct points to
 
     def fill(self, request: GenerationRequest, samples: Sequence[int], slots: Sequence[int]) -> None:
+        self._num_asked = len(samples)
+        samples = drawn_with(request, samples)
         ask, sampling, size, number = self._ask, request.sampling, self._vocabulary, len(samples)
         places = places_of(request.branches)
         ids = array("q", request.prompt_ids)
@@ -91,8 +93,8 @@ class FirstDraw:
         if outcome == NO_MEMORY:
             raise MemoryError(f"no memory for {self._ask.num_branches} branches")
         if outcome == UNSOUND:
-            return [Pick(0, NO_TOKEN, 0.0)] * len(self._token_ids)
-        return list(map(Pick, self._branch_of, self._token_ids, self._logprobs))
+            return [Pick(0, NO_TOKEN, 0.0)] * self._num_asked
+        return list(map(Pick, self._branch_of, self._token_ids, self._logprobs))[-self._num_asked :]
 
 
 def _address(numbers: array[int] | array[float]) -> int:

@@ -1,4 +1,4 @@
-// One forward pass of a GPT-2 and one draw for each row, on a CPU, for a few hundred rows at most.
+// Forward passes of a GPT-2 and a draw for each row, on a CPU, for a few hundred rows at most.
 //
 // A *pass* is a list of M tokens, each with its position and the cache slot it belongs to: running candidates bring one token each, a
 // prompt being read brings several of one slot. All of them go through the layers together, without padding. Arithmetic of a token
@@ -274,7 +274,6 @@ class Pace {
   static constexpr double kShareLost = 0.005, kMostLost = 0.01;  // of the time; seconds: the next trial is two seconds of passes away at most
   static constexpr int kPause = 16;                              // passes between trials, at least
   static constexpr int kWaking = 3, kJudged = 5;                 // passes of a trial
-  static constexpr double kRounding = 1e-7, kExact = 1e-5;  // relative errors: of a sum, and of what is left when most of it is taken away
   static constexpr double kUnknown = std::numeric_limits<double>::infinity();
 
   double expected_[2] = {kUnknown, kUnknown};  // seconds of a pass alone, together
@@ -699,7 +698,7 @@ struct Advance {
 };
 
 // A branch of a request, which `generation/first_draw.py` tells about: `slot` has the logits after it, `position` is where the next token stands. Ranges
-// are in FirstDraw::ids. Mirrored by BRANCH in native/branches.py.
+// are in FirstDraw::ids. Written by FirstDraw.fill in native/branches.py.
 struct Branch {
   int64_t slot, position;
   int64_t parent, token_id;           // the branch it goes on from, and with which token; -1 for the first one
@@ -1176,14 +1175,15 @@ class BranchTree {
 // ---- what passes gave ----------------------------------------------------------------------------------------------
 
 // Keys, values and logits of tokens that were computed, by what stands before them: a candidate that is drawn anew begins as others did that are known. In
-// sets of four, of which the oldest goes first. Memory is taken as it is needed.
+// sets of four, of which the oldest goes first. Memory is taken as it is needed; of large models nothing is kept.
 class Memo {
  public:
   // `size` in bytes is that of keys and values of a token together.
   void open(int64_t size, int64_t vocabulary) {
     size_ = size, vocabulary_ = vocabulary;
     const int64_t entry = size + vocabulary * static_cast<int64_t>(sizeof(float));
-    num_sets_ = std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(1, kBytes / (entry * kWays))));
+    num_sets_ = std::bit_floor(static_cast<uint64_t>(kBytes / (entry * kWays)));
+    if (num_sets_ * kWays < kLeast) num_sets_ = 0;
     entries_ = std::vector<Entry>(num_sets_ * kWays);
   }
 
@@ -1196,6 +1196,7 @@ class Memo {
 
   // Null if it is not known.
   const Entry* find(uint64_t beginning, int64_t position) {
+    if (!num_sets_) return nullptr;
     Entry* set = set_of(beginning);
     for (int way = 0; way < kWays; ++way)
       if (set[way].beginning == beginning && set[way].position == position) {
@@ -1207,8 +1208,9 @@ class Memo {
 
   void begin_pass() { start_ = clock_; }
 
-  // A place to write to. Null if memory has run out, or all places are of this pass.
-  Entry* put(uint64_t beginning, int64_t position) {
+  // A place to write to, which is to be given its beginning when all is written. Null if memory has run out, or all places are of this pass.
+  Entry* put(uint64_t beginning) {
+    if (!num_sets_) return nullptr;
     Entry* set = set_of(beginning);
     Entry* entry = std::min_element(set, set + kWays, [](const Entry& a, const Entry& b) { return a.stamp < b.stamp; });
     if (entry->stamp > start_) return nullptr;
@@ -1217,7 +1219,7 @@ class Memo {
     } catch (const std::bad_alloc&) {
       return nullptr;
     }
-    entry->beginning = beginning, entry->position = position, entry->stamp = ++clock_;
+    entry->beginning = 0, entry->stamp = ++clock_;
     return entry;
   }
 
@@ -1228,6 +1230,7 @@ class Memo {
  private:
   static constexpr int64_t kBytes = 48 << 20;
   static constexpr int kWays = 4;
+  static constexpr uint64_t kLeast = 256;  // of large models so few would be kept that none were found again
   Entry* set_of(uint64_t beginning) { return entries_.data() + (beginning & (num_sets_ - 1)) * kWays; }
 
   int64_t size_ = 0, vocabulary_ = 0, clock_ = 0, start_ = 0;
@@ -1271,6 +1274,7 @@ class Model {
   void forward(const Cache& cache, Pass& pass) {
     tokens_of_pass_.clear(), followers_.clear(), asked_.clear(), known_.clear(), kept_.clear(), memo_.begin_pass();
     places_.assign(std::bit_ceil(static_cast<uint64_t>(2 * pass.num_rows + 1)), -1);
+    grown_.resize(pass.num_rows);
     for (int64_t r = 0; r < pass.num_rows; ++r) feed(pass.rows[r], r, pass.secret);
     for (int64_t i = 0, last = 0; i < pass.num_read; ++i) {
       const bool is_last = last < pass.num_last && pass.last[last] == i;
@@ -1280,16 +1284,18 @@ class Model {
       if (is_last) asked_.push_back(tokens_of_pass_.size());
       tokens_of_pass_.push_back(token);
     }
-    for (const auto& [slot, entry] : known_) restore(cache, pass, slot, *entry);
     pass.num_shared = followers_.size() + known_.size();
     const int64_t m = tokens_of_pass_.size();
-    if (!m) return;
     hidden_.reserve(m, shape_.width), x_.reserve(m, shape_.width);
     mixed_.reserve(m, 3 * shape_.width), inner_.reserve(m, shape_.inner);
+    kept_.reserve(asked_.size());
+    for (int64_t r = 0; r < pass.num_rows; ++r) pass.rows[r].beginning = grown_[r];  // nothing fails from here on
+    for (const auto& [slot, entry] : known_) restore(cache, pass, slot, *entry);
+    if (!m) return;
     for (const int64_t index : asked_) {
       const Token& token = tokens_of_pass_[index];
       if (!token.remembers) continue;
-      if (Memo::Entry* entry = memo_.put(token.beginning, token.position)) kept_.push_back({index, entry});
+      if (Memo::Entry* entry = memo_.put(token.beginning)) kept_.push_back({index, entry});
     }
     auto job = [&](int index) { run(cache, pass, index); };
     Pace& pace = paces_[std::bit_width(static_cast<uint64_t>(m))];
@@ -1368,24 +1374,26 @@ class Model {
   };
 
   // A row's token becomes one of the pass, follows one that is the same, or is known.
-  void feed(Row& row, int64_t slot, uint64_t secret) {
-    const bool has_beginning = row.beginning != 0;
-    if (has_beginning) {
-      row.beginning += mixed(mixed(secret + (row.position + 1) * kGolden) + (row.token_id + 1) * kGolden);  // as of now with this token
-      const uint64_t last = places_.size() - 1;
-      uint64_t at = row.beginning & last;
-      for (; places_[at] >= 0; at = (at + 1) & last) {
+  void feed(const Row& row, int64_t slot, uint64_t secret) {
+    uint64_t& beginning = grown_[slot];  // of the row with this token
+    const uint64_t last = places_.size() - 1;
+    uint64_t at = 0;
+    beginning = row.beginning;
+    if (beginning) {
+      beginning += mixed(mixed(secret + (row.position + 1) * kGolden) + (row.token_id + 1) * kGolden);
+      for (at = beginning & last; places_[at] >= 0; at = (at + 1) & last) {
         Token& token = tokens_of_pass_[places_[at]];
-        if (token.beginning != row.beginning || token.position != row.position) continue;
+        if (token.beginning != beginning || token.position != row.position) continue;
         followers_.push_back({slot, token.slot, token.follower});
         token.follower = static_cast<int64_t>(followers_.size()) - 1;
         return;
       }
-      if (row.remembers && is_known({row.token_id, row.position, slot, row.beginning, -1, true})) return;
-      places_[at] = static_cast<int32_t>(tokens_of_pass_.size());
     }
+    const Token token{row.token_id, row.position, slot, beginning, -1, beginning && row.remembers};
+    if (token.remembers && is_known(token)) return;
+    if (beginning) places_[at] = static_cast<int32_t>(tokens_of_pass_.size());
     asked_.push_back(tokens_of_pass_.size());
-    tokens_of_pass_.push_back({row.token_id, row.position, slot, row.beginning, -1, has_beginning && row.remembers});
+    tokens_of_pass_.push_back(token);
   }
 
   bool is_known(const Token& token) {
@@ -1403,13 +1411,11 @@ class Model {
 
   void keep(const Cache& cache, const Pass& pass, const Token& token, Memo::Entry& entry) {
     const float* logits = pass.logits + token.slot * pass.logits_stride;
-    if (!is_finite(logits, shape_.vocabulary)) {
-      entry.beginning = 0;
-      return;
-    }
+    if (!is_finite(logits, shape_.vocabulary)) return;
     char* to = entry.cache.get();
     each_piece(cache, token.slot, token.position, [&](const char* piece, int64_t bytes) { std::memcpy(to, piece, bytes), to += bytes; });
     std::memcpy(entry.logits.get(), logits, shape_.vocabulary * sizeof(float));
+    entry.beginning = token.beginning, entry.position = token.position;
   }
 
   // Keys and values of one token: `act` gets each head's of each layer.
@@ -1458,7 +1464,7 @@ class Model {
         if (n < 3 * w) store(mixed_.row(r) + n, v);
       });
       team_.barrier();
-      keeps_floats_ ? remember<float>(cache, layer, mine) : remember<Bfloat>(cache, layer, mine);
+      keeps_floats_ ? write<float>(cache, layer, mine) : write<Bfloat>(cache, layer, mine);
       team_.barrier();  // tokens of one prompt look at each other
       const Share heads = share(m * shape_.heads, index, team_.size());
       for (int64_t item = heads.begin; item < heads.end; ++item) {
@@ -1521,18 +1527,18 @@ class Model {
   }
 
   template <class Kept>
-  void remember(const Cache& cache, int64_t layer, Share rows) {
+  void write(const Cache& cache, int64_t layer, Share rows) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const Token& token = tokens_of_pass_[r];
-      remember_in<Kept>(cache, layer, token.slot, token.position, mixed_.row(r) + shape_.width);
+      write_in<Kept>(cache, layer, token.slot, token.position, mixed_.row(r) + shape_.width);
       for (int64_t f = token.follower; f >= 0; f = followers_[f].next)
-        remember_in<Kept>(cache, layer, followers_[f].slot, token.position, mixed_.row(r) + shape_.width);
+        write_in<Kept>(cache, layer, followers_[f].slot, token.position, mixed_.row(r) + shape_.width);
     }
   }
 
   // `keys_and_values` are those of all heads, the keys first.
   template <class Kept>
-  void remember_in(const Cache& cache, int64_t layer, int64_t slot, int64_t position, const float* keys_and_values) {
+  void write_in(const Cache& cache, int64_t layer, int64_t slot, int64_t position, const float* keys_and_values) {
     const int64_t d = head_dim();
     for (int64_t head = 0; head < shape_.heads; ++head) {
       const int64_t at = place(cache, layer, slot, head);
@@ -1629,6 +1635,7 @@ class Model {
   std::vector<Token> tokens_of_pass_;  // those of rows first
   std::vector<Follower> followers_;
   std::vector<int32_t> places_;  // tokens of the pass by their beginning, -1 for none; at most half full
+  std::vector<uint64_t> grown_;  // the rows' beginnings with the tokens of this pass
   std::vector<int64_t> asked_;  // tokens of the pass whose logits are wanted
   std::vector<std::pair<int64_t, const Memo::Entry*>> known_;  // slots, and what they get of earlier passes
   std::vector<std::pair<int64_t, Memo::Entry*>> kept_;  // tokens of the pass, and where what they give is kept for later ones

@@ -3,7 +3,7 @@
 The branches of a request are a tree. Of a healed prompt they spell what was typed; of a redraw they lie along candidates that were found, and what
 led to those alone is excluded. A candidate goes down this tree token by token, as it will go on afterwards: each token in proportion to its
 probability times that of coming from there to something that may be given. Temperature, top-k and top-p apply at each, and the noise is that of
-the token at its position (generation/noise.py): so a draw is the same however much of it was typed, and whatever else was found.
+the token at its position (generation/noise.py): so a draw is the same however much of it was typed already.
 """
 
 from __future__ import annotations

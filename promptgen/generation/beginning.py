@@ -20,7 +20,7 @@ from promptgen.generation.noise import GOLDEN, mix, mix_array
 _KEY = secrets.token_bytes(16)
 SECRET = int.from_bytes(_KEY[:8], "little")
 _MASK = (1 << 64) - 1
-_CACHED = 1 << 16
+_CACHED = 1 << 13  # parts of sums; two megabytes
 _FEW = 48  # tokens for which numpy is not worth its calls
 
 
